@@ -1,0 +1,94 @@
+/* driver.h - what runs the virtual machine
+ *
+ * The host agent knows machines only through this table (reference/drivers-mcp.md
+ * §1). All calls are made on the loop thread; what takes time takes a callback,
+ * which runs exactly once and never before the call returned. After close() a
+ * pending callback gets -ECANCELED.
+ *
+ * A driver instance is made per VM by ops->open(). The order is
+ *   open → validate → start (or adopt) → [running] → stop → close.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "lib/base/error.h"
+#include "lib/base/loop.h"
+#include "lib/base/strv.h"
+#include "lib/config/config.h"
+
+enum {	/* struct driver_ops.features; names as in reference/drivers-mcp.md §1 */
+	DRIVER_CAN_RUN_GUI		= 1 << 0,
+	DRIVER_DYNAMIC_SSH_ADDRESS	= 1 << 1,
+	DRIVER_STATIC_SSH_PORT		= 1 << 2,
+	DRIVER_SKIP_SOCKET_FORWARDING	= 1 << 3,
+	DRIVER_NO_CLOUD_INIT		= 1 << 4,
+	DRIVER_CAN_ADOPT		= 1 << 5,	/* adopt() finds a running VM */
+};
+
+struct driver;			/* opaque, per VM */
+
+struct driver_spec {		/* lives as long as the driver */
+	const char *name;		/* instance */
+	const char *dir;		/* instance directory, absolute */
+	const struct config *config;
+	uint16_t ssh_port;		/* host port that leads to the guest's 22 */
+};
+
+enum driver_event {
+	DRIVER_EXITED,		/* the VM is gone; last event. @detail: why, "" when asked for */
+	DRIVER_RESET,		/* the guest reboots */
+	DRIVER_PAUSED, DRIVER_RESUMED,
+	DRIVER_SHUTDOWN,	/* the guest began to power off */
+	DRIVER_AGENT_PORT_OPEN, DRIVER_AGENT_PORT_CLOSED,	/* VSERPORT_CHANGE: the agent in
+				 * the guest opened or closed its virtio-serial port */
+};
+
+struct driver_callbacks {
+	void (*event)(void *arg, enum driver_event event, const char *detail);
+	/* One line for the user, e.g. the notice that TCG is used and why. */
+	void (*notice)(void *arg, const char *text);
+	void *arg;
+};
+
+typedef void (*driver_done_fn)(void *arg, const struct error *err);	/* err->code 0: done */
+
+struct driver_info {		/* for the step line: "kvm, q35, pid 41231" */
+	char accel[8];
+	char machine[16];
+	char version[32];
+	pid_t pid;
+};
+
+struct driver_ops {
+	const char *name;		/* vmType */
+	unsigned features;
+
+	/* Blocking, for limactl before the host agent starts: is the program
+	 * there and recent enough, does the config fit it. Text goes to the user. */
+	int (*validate)(const struct driver_spec *spec, struct strv *warnings, struct error *err);
+
+	int (*open)(struct loop *loop, const struct driver_spec *spec,
+		    const struct driver_callbacks *cb, struct driver **ret, struct error *err);
+	/* Done when the VM runs and its control channel answers. */
+	void (*start)(struct driver *d, driver_done_fn done, void *arg);
+	/* A VM that runs already (its host agent died): -ENOENT when there is none. */
+	void (*adopt)(struct driver *d, driver_done_fn done, void *arg);
+	void (*info)(struct driver *d, struct driver_info *ret);
+	/* Connected socket to the guest agent's channel, non-blocking, owned by
+	 * the caller. Each call is a new connection; the one before must be
+	 * closed. -EAGAIN: not yet. */
+	int (*agent_connect)(struct driver *d, int *ret_fd, struct error *err);
+	/* Asks the guest to power off, then quits, then kills; each with its
+	 * wait (docs/architecture.md). @force starts at quit. */
+	void (*stop)(struct driver *d, bool force, driver_done_fn done, void *arg);
+	/* Lets go; a running VM goes on running. Frees when its handles closed. */
+	void (*close)(struct driver *d);
+};
+
+/* By vmType; NULL when unknown. */
+const struct driver_ops *driver_find(const char *vm_type);
+/* All of them, NULL-terminated. */
+const struct driver_ops *const *driver_all(void);

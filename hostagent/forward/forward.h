@@ -1,0 +1,74 @@
+/* forward.h - guest ports on the host's localhost
+ *
+ * The one door to this folder for the rest of the host agent. It is told what
+ * listens in the guest (snapshots and deltas) and keeps host listeners as the
+ * rules say; it needs a lane (lane.h) to carry connections and copes with there
+ * being none for a while (agent link lost): listeners stay for as long as the
+ * guest's ports are believed to exist, new clients wait a bounded time.
+ *
+ *   rule      (pure) which guest address goes where
+ *   endpoint  one host address: reference count, close before open, bind retry
+ *   tcp, udp  one connection, one table of flows
+ *   lane      how bytes reach the guest; lane_grpc over guest_client
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <netinet/in.h>
+
+#include "lib/base/error.h"
+#include "lib/base/loop.h"
+#include "lib/config/config.h"
+
+struct forward;
+struct lane;
+
+enum forward_event_type { FORWARD_FORWARDING, FORWARD_NOT_FORWARDING, FORWARD_STOPPING, FORWARD_FAILED };
+
+struct forward_event {		/* becomes status.portForward, reference/hostagent.md §6 */
+	enum forward_event_type type;
+	const char *protocol;	/* "tcp", "udp" */
+	const char *guest_addr;	/* "127.0.0.1:80", "[::1]:80" */
+	const char *host_addr;	/* "" when not forwarded */
+	const char *error;	/* "" or why: "address already in use (nginx, pid 812)" */
+};
+
+struct forward_options {
+	const struct config *config;	/* rules; borrowed for the forward's life */
+	uint16_t ssh_local_port;	/* never forwarded */
+	void (*event)(void *arg, const struct forward_event *ev);
+	void *arg;
+};
+
+int forward_new(struct loop *loop, const struct forward_options *opts, struct forward **ret,
+		struct error *err);
+
+struct guest_port {		/* a listener in the guest */
+	int proto;		/* IPPROTO_TCP, IPPROTO_UDP */
+	struct in6_addr ip;	/* IPv4 as ::ffff:a.b.c.d */
+	uint16_t port;		/* host byte order, never 0 */
+};
+
+/* The full list: what is not in it goes away. */
+void forward_set_ports(struct forward *f, const struct guest_port *ports, size_t n);
+/* Changes; removals are done first. */
+void forward_change_ports(struct forward *f, const struct guest_port *added, size_t n_added,
+			  const struct guest_port *removed, size_t n_removed);
+
+/* The lane to use from now on; NULL: none. Borrowed: the owner keeps it until
+ * it set another. Existing connections stay on theirs. */
+void forward_set_lane(struct forward *f, struct lane *lane);
+
+/* One row per rule match, for GET /v1/ports. */
+struct forward_row {
+	const char *protocol, *guest_addr, *host_addr;
+	const char *state;	/* "forwarding", "waiting", "not-forwarded" */
+	const char *error;
+	uint64_t connections_total, connections_now, bytes_in, bytes_out;
+};
+void forward_list(struct forward *f, void (*each)(void *arg, const struct forward_row *row),
+		  void *arg);
+
+/* Closes listeners, resets connections; @closed runs when all handles are gone. */
+void forward_close(struct forward *f, void (*closed)(void *arg), void *arg);

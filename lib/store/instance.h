@@ -1,0 +1,54 @@
+/* instance.h - an instance directory as the commands see it
+ *
+ * Inspecting never fails because of what is inside: a directory without a
+ * lima.yaml, or with a broken one, is an instance with status Broken and
+ * errors, and never hurts its neighbours.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include <stdint.h>
+
+#include "lib/base/error.h"
+#include "lib/base/strv.h"
+#include "lib/config/config.h"
+
+enum instance_status {
+	STATUS_UNKNOWN,		/* "" */
+	STATUS_UNINITIALIZED, STATUS_INSTALLING, STATUS_BROKEN, STATUS_STOPPED, STATUS_RUNNING,
+};
+const char *instance_status_name(enum instance_status s);	/* "Running" … */
+
+struct instance {
+	char *name, *dir, *hostname, *lima_home;
+	enum instance_status status;
+	struct strv errors;		/* why Broken, one line each */
+	struct config *config;		/* NULL when lima.yaml is missing or broken */
+	struct config_problems problems;
+	pid_t ha_pid, driver_pid;	/* 0: not running (checked: boot id, start time) */
+	uint16_t ssh_local_port;	/* 0: never started */
+	char *lima_version;		/* creating version, "" unknown */
+	bool is_protected;
+};
+
+/* -ENOENT when there is no such directory; anything else inside it is told by
+ * status and errors. */
+int instance_inspect(const char *lima_home, const char *name, struct instance **ret,
+		     struct error *err);
+void instance_free(struct instance *inst);
+SCOPED_DEFINE(instance, struct instance, instance_free)
+#define scoped_instance SCOPED(instance)
+
+/* Names of all instance directories, sorted; no LIMA_HOME yet is an empty list. */
+int instance_list(const char *lima_home, struct strv *ret, struct error *err);
+
+/* Makes the directory (0700) with lima.yaml (0644), lima-version (0444); built
+ * under a temporary name and renamed, so an interrupted create leaves nothing.
+ * -EEXIST when the name is taken. */
+int instance_create(const char *lima_home, const char *name, const char *yaml, size_t yaml_len,
+		    struct error *err);
+
+/* Removes the directory; the caller holds its lock and has stopped it. */
+int instance_remove(const char *lima_home, const char *name, struct error *err);

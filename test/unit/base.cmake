@@ -1,0 +1,1 @@
+lima_unit(error)
