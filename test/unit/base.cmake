@@ -1,1 +1,4 @@
 lima_unit(error)
+lima_unit(child)
+lima_unit(loop)
+lima_unit(path)
