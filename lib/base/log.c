@@ -40,6 +40,13 @@ enum log_level log_level_get(void)
 	return state.level;
 }
 
+enum log_format log_format_get(void)
+{
+	if (state.format == LOG_FORMAT_AUTO)
+		log_setup(state.level, LOG_FORMAT_AUTO);
+	return state.format;
+}
+
 bool log_level_parse(const char *name, enum log_level *ret)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(level_names); i++) {

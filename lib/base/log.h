@@ -26,6 +26,7 @@ enum log_format {
 
 void log_setup(enum log_level level, enum log_format format);
 enum log_level log_level_get(void);
+enum log_format log_format_get(void);	/* resolved: never AUTO */
 /* "trace" … "error" to a level; false when unknown. */
 bool log_level_parse(const char *name, enum log_level *ret);
 
