@@ -3,13 +3,20 @@
  * Inspecting never fails because of what is inside: a directory without a
  * lima.yaml, or with a broken one, is an instance with status Broken and
  * errors, and never hurts its neighbours.
+ *
+ * Status comes from the two pid files (reference/hostagent.md §8): both
+ * processes alive is Running, none is Stopped, one is Broken with a text that
+ * tells the way out. While somebody holds the instance's lock, one alone is no
+ * accident but Starting or Stopping.
+ *
+ * What is half made or half removed carries a name of layout's ".tmp-PID-",
+ * which is never listed; the next creation sweeps those of dead processes.
  */
 #pragma once
 
 #include <stdbool.h>
-#include <sys/types.h>
-
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "lib/base/error.h"
 #include "lib/base/strv.h"
@@ -18,6 +25,8 @@
 enum instance_status {
 	STATUS_UNKNOWN,		/* "" */
 	STATUS_UNINITIALIZED, STATUS_INSTALLING, STATUS_BROKEN, STATUS_STOPPED, STATUS_RUNNING,
+	STATUS_STARTING, STATUS_STOPPING,	/* ours; Lima says Broken */
+	STATUS_COUNT
 };
 const char *instance_status_name(enum instance_status s);	/* "Running" … */
 
@@ -46,9 +55,11 @@ int instance_list(const char *lima_home, struct strv *ret, struct error *err);
 
 /* Makes the directory (0700) with lima.yaml (0644), lima-version (0444); built
  * under a temporary name and renamed, so an interrupted create leaves nothing.
- * -EEXIST when the name is taken. */
+ * Takes the creation lock (unless this process holds it). -EEXIST when the name
+ * is taken. */
 int instance_create(const char *lima_home, const char *name, const char *yaml, size_t yaml_len,
 		    struct error *err);
 
-/* Removes the directory; the caller holds its lock and has stopped it. */
+/* Removes the directory; the caller holds its lock and has stopped it. It
+ * disappears from the list at once, even when removing is interrupted. */
 int instance_remove(const char *lima_home, const char *name, struct error *err);

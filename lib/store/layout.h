@@ -55,16 +55,19 @@ char *layout_instance_dir(const char *lima_home, const char *name);
 char *layout_instance_file(const char *instance_dir, enum instance_file f);
 char *layout_config_dir(const char *lima_home);		/* …/_config */
 char *layout_user_key(const char *lima_home);		/* …/_config/user; + ".pub" */
+char *layout_create_lock(const char *lima_home);	/* …/_config/create.lock */
 char *layout_cache_dir(void);				/* ${XDG_CACHE_HOME:-~/.cache}/lima */
 
 /* Where the program's own files are, relative to the running binary:
- * PREFIX/share/lima when installed, the source and build tree when run from
- * one ($LIMA_SHARE overrides). Caller frees; NULL with @err when there is none. */
+ * PREFIX/share/lima when installed as PREFIX/bin/limactl; BUILD/share/lima when
+ * run from a CMake build tree (BUILD holds CMakeCache.txt); $LIMA_SHARE
+ * overrides. Caller frees; NULL with @err when there is none. */
 char *layout_share_dir(struct error *err);
 /* share/lima/lima-guestagent.Linux-ARCH, checked to exist. Caller frees. */
 char *layout_guest_agent(const char *arch, struct error *err);
 /* Directories with templates, in order ($LIMA_TEMPLATES_PATH, else
- * $LIMA_HOME/_templates and share/lima/templates). */
+ * $LIMA_HOME/_templates and share/lima/templates; in a build tree the source
+ * tree's templates). They need not exist. */
 struct strv;
 int layout_template_dirs(const char *lima_home, struct strv *ret, struct error *err);
 
