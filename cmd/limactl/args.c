@@ -1,0 +1,282 @@
+#include "cmd/limactl/args.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/mem.h"
+
+void args_done(struct args *a)
+{
+	strv_done(&a->positional);
+	for (size_t i = 0; i < a->n_given; i++)
+		free(a->given[i].value);
+	free(a->given);
+	*a = (struct args){ 0 };
+}
+
+static const struct flag *find_in(const struct flag *table, const char *name, size_t len, char letter)
+{
+	for (; table && table->name; table++) {
+		if (letter ? table->letter == letter
+			   : strlen(table->name) == len && strncmp(table->name, name, len) == 0)
+			return table;
+	}
+	return NULL;
+}
+
+static const struct flag *find_flag(const struct verb *v, const char *name, size_t len, char letter)
+{
+	const struct flag *f = NULL;
+
+	for (size_t i = 0; v->flags && v->flags[i] && !f; i++)
+		f = find_in(v->flags[i], name, len, letter);
+	return f ? f : find_in(global_flags, name, len, letter);
+}
+
+bool args_parse_duration(const char *s, uint64_t *ret_ms)
+{
+	static const struct {
+		const char *unit;
+		double ms;
+	} units[] = { { "ms", 1 }, { "s", 1000 }, { "m", 60e3 }, { "h", 3600e3 } };
+	double total = 0;
+
+	if (!*s)
+		return false;
+	while (*s) {
+		char *end;
+		double v = strtod(s, &end);
+		size_t best = 0, best_len = 0;
+
+		if (end == s || !isfinite(v) || v < 0)
+			return false;
+		for (size_t i = 0; i < ARRAY_SIZE(units); i++) {
+			size_t n = strlen(units[i].unit);
+
+			if (strncmp(end, units[i].unit, n) == 0 && n > best_len)
+				best = i, best_len = n;
+		}
+		if (!best_len)
+			return false;
+		total += v * units[best].ms;
+		s = end + best_len;
+	}
+	if (total > 1e12)
+		return false;
+	*ret_ms = (uint64_t)total;
+	return true;
+}
+
+static int check_value(const struct flag *f, const char *value, struct error *err)
+{
+	uint64_t ms;
+	char *end;
+	double d;
+
+	switch (f->type) {
+	case FLAG_BOOL:
+		if (streq(value, "true") || streq(value, "false") || streq(value, "1") ||
+		    streq(value, "0"))
+			return 0;
+		return error_set(err, -EINVAL, "--%s: `%s` is neither true nor false", f->name, value);
+	case FLAG_INT:
+		if (*value && strspn(value, "0123456789") == strlen(value) && strlen(value) < 10)
+			return 0;
+		return error_set(err, -EINVAL, "--%s: `%s` is not a whole number of 0 or more",
+				 f->name, value);
+	case FLAG_FLOAT:
+		d = strtod(value, &end);
+		if (*value && !*end && isfinite(d) && d >= 0)
+			return 0;
+		return error_set(err, -EINVAL, "--%s: `%s` is not a number of 0 or more", f->name,
+				 value);
+	case FLAG_DURATION:
+		if (args_parse_duration(value, &ms))
+			return 0;
+		return error_set(err, -EINVAL, "--%s: `%s` is not a duration such as 90s or 10m",
+				 f->name, value);
+	case FLAG_STRING:
+	case FLAG_LIST:
+	case FLAG_STRINGS:
+		return 0;
+	}
+	return 0;
+}
+
+static int add(struct args *a, const struct flag *f, const char *value, struct error *err)
+{
+	if (check_value(f, value, err) < 0)
+		return err->code;
+	a->given = xreallocarray(a->given, a->n_given + 1, sizeof(*a->given));
+	a->given[a->n_given].flag = f;
+	a->given[a->n_given].value = xstrdup(value);
+	a->n_given++;
+	return 0;
+}
+
+/* Where the parser stands. */
+struct cursor {
+	int argc, i;
+	char **argv;
+};
+
+static int need_value(struct cursor *c, const struct flag *f, const char **ret, struct error *err)
+{
+	if (c->i + 1 >= c->argc)
+		return error_set(err, -EINVAL, "--%s needs a value: --%s %s", f->name, f->name,
+				 f->value ? f->value : "VALUE");
+	*ret = c->argv[++c->i];
+	return 0;
+}
+
+static int parse_long(struct args *a, struct cursor *c, struct error *err)
+{
+	const char *name = c->argv[c->i] + 2, *eq = strchr(name, '='), *value = NULL;
+	size_t len = eq ? (size_t)(eq - name) : strlen(name);
+	const struct flag *f = find_flag(a->verb, name, len, 0);
+
+	if (!f)
+		return error_set(err, -EINVAL, "unknown flag: --%.*s; see: limactl %s --help", (int)len,
+				 name, a->verb->name);
+	if (eq)
+		value = eq + 1;
+	else if (f->type == FLAG_BOOL)
+		value = "true";
+	else if (need_value(c, f, &value, err) < 0)
+		return err->code;
+	return add(a, f, value, err);
+}
+
+static int parse_short(struct args *a, struct cursor *c, struct error *err)
+{
+	for (const char *p = c->argv[c->i] + 1; *p; p++) {
+		const struct flag *f = find_flag(a->verb, NULL, 0, *p);
+		const char *value = NULL;
+
+		if (!f)
+			return error_set(err, -EINVAL, "unknown flag: -%c; see: limactl %s --help", *p,
+					 a->verb->name);
+		if (f->type == FLAG_BOOL && p[1] != '=') {
+			if (add(a, f, "true", err) < 0)
+				return err->code;
+			continue;
+		}
+		if (p[1])
+			value = p + 1 + (p[1] == '=');
+		else if (need_value(c, f, &value, err) < 0)
+			return err->code;
+		return add(a, f, value, err);
+	}
+	return 0;
+}
+
+static int check_count(const struct args *a, struct error *err)
+{
+	int n = (int)a->positional.len;
+	const struct verb *v = a->verb;
+
+	if (n < v->min_args)
+		return error_set(err, -EINVAL, "%s: too few arguments; usage: limactl %s %s", v->name,
+				 v->name, v->usage);
+	if (v->max_args >= 0 && n > v->max_args)
+		return error_set(err, -EINVAL, "%s: `%s` is one argument too many; usage: limactl %s %s",
+				 v->name, a->positional.items[v->max_args], v->name, v->usage);
+	return 0;
+}
+
+int args_parse(const struct verb *verb, int argc, char **argv, struct args *ret, struct error *err)
+{
+	scoped_args struct args a = { .verb = verb };
+	struct cursor c = { .argc = argc, .argv = argv };
+	bool flags = true;
+
+	for (; c.i < argc; c.i++) {
+		const char *s = argv[c.i];
+		int rc = 0;
+
+		if (flags && streq(s, "--")) {
+			flags = false;
+		} else if (flags && s[0] == '-' && s[1] == '-') {
+			rc = parse_long(&a, &c, err);
+		} else if (flags && s[0] == '-' && s[1]) {
+			rc = parse_short(&a, &c, err);
+		} else {
+			strv_add(&a.positional, s);
+			flags = flags && !verb->stop_at_positional;
+		}
+		if (rc < 0)
+			return rc;
+	}
+	if (!args_bool(&a, "help", false) && check_count(&a, err) < 0)
+		return err->code;
+	*ret = a;
+	a = (struct args){ 0 };
+	return 0;
+}
+
+static const char *last(const struct args *a, const char *name)
+{
+	const char *value = NULL;
+
+	assert(find_flag(a->verb, name, strlen(name), 0));
+	for (size_t i = 0; i < a->n_given; i++)
+		if (streq(a->given[i].flag->name, name))
+			value = a->given[i].value;
+	return value;
+}
+
+bool args_has(const struct args *a, const char *name)
+{
+	return last(a, name) != NULL;
+}
+
+bool args_bool(const struct args *a, const char *name, bool fallback)
+{
+	const char *v = last(a, name);
+
+	return v ? streq(v, "true") || streq(v, "1") : fallback;
+}
+
+const char *args_str(const struct args *a, const char *name)
+{
+	return last(a, name);
+}
+
+double args_float(const struct args *a, const char *name)
+{
+	const char *v = last(a, name);
+
+	return v ? strtod(v, NULL) : 0;
+}
+
+uint64_t args_int(const struct args *a, const char *name)
+{
+	const char *v = last(a, name);
+
+	return v ? strtoull(v, NULL, 10) : 0;
+}
+
+uint64_t args_duration_ms(const struct args *a, const char *name, uint64_t fallback_ms)
+{
+	const char *v = last(a, name);
+	uint64_t ms = fallback_ms;
+
+	if (v)
+		args_parse_duration(v, &ms);
+	return ms;
+}
+
+void args_list(const struct args *a, const char *name, struct strv *ret)
+{
+	for (size_t i = 0; i < a->n_given; i++) {
+		if (!streq(a->given[i].flag->name, name))
+			continue;
+		if (a->given[i].flag->type == FLAG_LIST)
+			strv_split(ret, a->given[i].value, ",");
+		else
+			strv_add(ret, a->given[i].value);
+	}
+}

@@ -1,0 +1,161 @@
+/* complete.c - words for the shell's completion
+ *
+ * The scripts are thin: they hand the words typed so far to the hidden verb
+ * `__complete`, which answers with candidates out of the verb table, the
+ * instance directories and the template directories.
+ */
+#include "cmd/limactl/help.h"
+
+#include <string.h>
+
+#include "lib/base/mem.h"
+#include "lib/base/path.h"
+#include "lib/base/strv.h"
+#include "lib/store/instance.h"
+#include "lib/store/layout.h"
+
+static const char bash_script[] =
+	"_limactl() {\n"
+	"\tlocal IFS=$'\\n'\n"
+	"\tCOMPREPLY=($(limactl __complete -- \"${COMP_WORDS[@]:1:COMP_CWORD}\" 2>/dev/null | cut -f1))\n"
+	"\t[ ${#COMPREPLY[@]} -gt 0 ] || compopt -o default\n"
+	"}\n"
+	"complete -F _limactl limactl\n";
+
+static const char zsh_script[] =
+	"#compdef limactl\n"
+	"_limactl() {\n"
+	"\tlocal -a lines\n"
+	"\tlines=(${(f)\"$(limactl __complete -- \"${(@)words[2,CURRENT]}\" 2>/dev/null)\"})\n"
+	"\tlines=(${lines//:/\\\\:})\n"
+	"\tlines=(${lines//$'\\t'/:})\n"
+	"\t(( $#lines )) && _describe limactl lines || _files\n"
+	"}\n"
+	"if [ \"$funcstack[1]\" = _limactl ]; then _limactl \"$@\"; else compdef _limactl limactl; fi\n";
+
+static const char fish_script[] =
+	"function __limactl_words\n"
+	"\tset -l words (commandline -opc) (commandline -ct)\n"
+	"\tlimactl __complete -- $words[2..-1] 2>/dev/null\n"
+	"end\n"
+	"complete -c limactl -f -a '(__limactl_words)'\n";
+
+bool help_completion(FILE *out, const char *shell)
+{
+	static const struct {
+		const char *shell, *script;
+	} scripts[] = { { "bash", bash_script }, { "zsh", zsh_script }, { "fish", fish_script } };
+
+	for (size_t i = 0; i < ARRAY_SIZE(scripts); i++) {
+		if (streq(shell, scripts[i].shell)) {
+			fputs(scripts[i].script, out);
+			return true;
+		}
+	}
+	return false;
+}
+
+static void offer(FILE *out, const char *prefix, const char *word, const char *help)
+{
+	if (strncmp(word, prefix, strlen(prefix)) == 0)
+		fprintf(out, "%s\t%s\n", word, help);
+}
+
+static void offer_flags(FILE *out, const char *prefix, const struct flag *f)
+{
+	for (; f && f->name; f++) {
+		scoped_free char *word = xasprintf("--%s", f->name);
+
+		if (!f->hidden)
+			offer(out, prefix, word, f->help);
+	}
+}
+
+static void offer_instances(FILE *out, const char *prefix)
+{
+	scoped_free char *home = NULL;
+	scoped_strv struct strv names = { 0 };
+	struct error err = { 0 };
+	const char *name;
+
+	if (layout_lima_home(&home, &err) < 0 || instance_list(home, &names, &err) < 0)
+		return;
+	strv_foreach(name, &names)
+		offer(out, prefix, name, "instance");
+}
+
+static void offer_templates_in(FILE *out, const char *prefix, const char *path)
+{
+	scoped_dir DIR *dir = opendir(path);
+	struct dirent *de;
+
+	while (dir && (de = readdir(dir))) {
+		size_t len = strlen(de->d_name);
+
+		if (len < 6 || de->d_name[0] == '_' || !streq(de->d_name + len - 5, ".yaml"))
+			continue;
+		scoped_free char *word = xasprintf("template:%.*s", (int)len - 5, de->d_name);
+		offer(out, prefix, word, "template");
+	}
+}
+
+static void offer_templates(FILE *out, const char *prefix)
+{
+	scoped_free char *home = NULL;
+	scoped_strv struct strv dirs = { 0 };
+	struct error err = { 0 };
+	const char *dir;
+
+	if (layout_lima_home(&home, &err) < 0 || layout_template_dirs(home, &dirs, &err) < 0)
+		return;
+	strv_foreach(dir, &dirs)
+		offer_templates_in(out, prefix, dir);
+}
+
+static void offer_argument(FILE *out, const struct verb *v, const char *word)
+{
+	switch (v->arg) {
+	case ARG_INSTANCE: offer_instances(out, word); break;
+	case ARG_TEMPLATE: offer_templates(out, word); break;
+	case ARG_INSTANCE_OR_TEMPLATE:
+		offer_instances(out, word);
+		offer_templates(out, word);
+		break;
+	case ARG_SHELL:
+		offer(out, word, "bash", "shell");
+		offer(out, word, "zsh", "shell");
+		offer(out, word, "fish", "shell");
+		break;
+	case ARG_FILE:
+	case ARG_NONE: break;
+	}
+}
+
+void help_complete(FILE *out, int n, char *const *words)
+{
+	const char *word = n ? words[n - 1] : "";
+	const struct verb *v = NULL;
+	int positionals = 0;
+
+	for (int i = 0; i < n - 1; i++) {
+		if (words[i][0] == '-')
+			continue;
+		if (!v)
+			v = verb_find(words[i]);
+		else
+			positionals++;
+	}
+	if (!v) {
+		for (size_t i = 0; verbs[i]; i++)
+			if (verbs[i]->group != VERB_HIDDEN)
+				offer(out, word, verbs[i]->name, verbs[i]->summary);
+		return;
+	}
+	if (word[0] == '-') {
+		for (size_t i = 0; v->flags && v->flags[i]; i++)
+			offer_flags(out, word, v->flags[i]);
+		offer_flags(out, word, global_flags);
+	} else if (v->max_args < 0 || positionals < v->max_args) {
+		offer_argument(out, v, word);
+	}
+}
