@@ -1,0 +1,73 @@
+/* restart.c - stop, then start */
+#include <errno.h>
+
+#include "cmd/limactl/edit_flags.h"
+#include "cmd/limactl/instance_arg.h"
+#include "cmd/limactl/launch.h"
+#include "cmd/limactl/stop.h"
+#include "lib/base/interrupt.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+static const struct flag flags[] = {
+	{ "force", 'f', FLAG_BOOL, NULL, "kill the machine instead of stopping it", false },
+	{ "timeout", 0, FLAG_DURATION, "DURATION", "how long to wait for READY (default 10m)", false },
+	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
+};
+
+static int stop_first(const struct instance *inst, bool force, struct ui *ui, struct error *err)
+{
+	int rc = stop_instance(inst, force, ui, err);
+
+	if (rc == -ESRCH) {
+		log_warn("%s", err->msg);
+		*err = ERROR_NONE;
+		return 0;
+	}
+	return rc;
+}
+
+static int restart(const struct args *a, struct ui *ui, struct error *err)
+{
+	struct launch_options opts = {
+		.timeout_ms = args_duration_ms(a, "timeout", LAUNCH_TIMEOUT_MS),
+	};
+	scoped_instance struct instance *before = NULL, *inst = NULL;
+	scoped_free char *home = NULL;
+	scoped_fd int lock = -1;
+
+	if (instance_arg_open_locked(instance_arg_name(a), "restart", &home, &lock, &before, err) < 0 ||
+	    edit_flags_apply_to_instance(a, before, err) < 0 ||
+	    stop_first(before, args_bool(a, "force", false), ui, err) < 0 ||
+	    instance_inspect(home, before->name, &inst, err) < 0)
+		return err->code;
+	if (!inst->config)
+		return error_set(err, -EINVAL, "%s", inst->errors.len ? inst->errors.items[0] : "broken");
+	if (launch_prepare(inst, ui, err) < 0)
+		return error_wrap(err, "restart %s", inst->name);
+	return launch_start(inst, &opts, ui, err) < 0 ? error_wrap(err, "restart %s", inst->name) : 0;
+}
+
+static int run(const struct args *a)
+{
+	struct ui *ui = ui_new();
+	struct error err = { 0 };
+	int rc;
+
+	interrupt_install();
+	rc = restart(a, ui, &err);
+	ui_free(ui);
+	return rc < 0 ? verb_fail(&err) : 0;
+}
+
+const struct verb verb_restart = {
+	.name = "restart",
+	.group = VERB_ADVANCED,
+	.usage = "[INSTANCE]",
+	.summary = "stop an instance and start it again",
+	.text = "Changes given by flags are written to its lima.yaml first.",
+	.flags = (const struct flag *const[]){ flags, edit_flags, NULL },
+	.max_args = 1,
+	.arg = ARG_INSTANCE,
+	.run = run,
+};
