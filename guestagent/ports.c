@@ -1,0 +1,255 @@
+#include "guestagent/ports.h"
+
+#include "guestagent/ports_bpf.h"
+#include "guestagent/ports_diag.h"
+#include "guestagent/ports_udp.h"
+#include "lib/base/clock.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum {
+	RESCAN_MS = 30 * 1000,
+	POLL_FAST_MS = 100,
+	POLL_SLOW_MS = 1000,
+	POLL_FAST_FOR_MS = 3000,	/* after the last change */
+	DUMP_DUTY = 8,			/* rest this many times what a dump took */
+	DUMP_REST_MAX_MS = 1000,
+};
+
+/* When to look again after a kick, in ms; the last one ends the series. */
+static const uint16_t settle_ms[] = { 2, 10, 100, 1000 };
+
+struct ports {
+	ports_changed_fn changed;
+	void *arg;
+	struct loop *loop;
+	struct ports_diag *diag;
+	struct ports_bpf *bpf;		/* NULL: polling only */
+	struct port_set current;
+	struct udp_servers udp;
+	struct udp_range range;
+	uv_timer_t timer;		/* the next look, whatever it is for */
+	unsigned settle;		/* next index into settle_ms; its size: settled */
+	bool kicked;			/* a kick since the last look */
+	bool closing;
+	uint64_t next_allowed_ms;	/* the duty limit */
+	uint64_t last_change_ms;
+	uint64_t last_rescan_ms;
+	uint64_t poll_ms;
+	uint64_t udp_next_ms;		/* a UDP socket comes of age in so many ms, 0: none */
+	char bpf_problem[ERROR_MSG_SIZE];
+	unsigned open_parts;		/* closes still to come */
+	void (*closed)(void *arg);
+	void *closed_arg;
+};
+
+static enum udp_bind ask_bpf(void *arg, uint64_t cookie)
+{
+	return ports_bpf_udp_bind(arg, cookie);
+}
+
+/* One dump, judged, into @ret. */
+static int look(struct ports *p, struct port_set *ret, struct error *err)
+{
+	scoped_sock_list struct sock_list dump = { 0 };
+	int rc = ports_diag_dump(p->diag, &dump, err);
+
+	if (rc < 0)
+		return rc;
+	if (dump.full)
+		log_warn_limited("ports: more than %d sockets serve, the rest is left out",
+				 SOCK_LIST_MAX);
+	for (size_t i = 0; i < dump.len; i++)
+		if (dump.items[i].port.proto == IPPROTO_TCP)
+			port_set_add(ret, &dump.items[i].port);
+	p->udp_next_ms = udp_servers_judge(&p->udp, &dump, clock_mono_ms(), p->range,
+					   p->bpf ? ask_bpf : NULL, p->bpf, ret);
+	if (!port_set_seal(ret))
+		log_warn_limited("ports: more than %d ports serve, the rest is left out",
+				 PORT_SET_MAX);
+	return 0;
+}
+
+static void look_and_tell(struct ports *p)
+{
+	struct error err = ERROR_NONE;
+	scoped_port_set struct port_set now = { 0 }, added = { 0 }, removed = { 0 };
+
+	if (look(p, &now, &err) < 0) {
+		log_warn_limited("ports: %s, keeping the last list", err.msg);
+		return;
+	}
+	port_set_diff(&p->current, &now, &added, &removed);
+	if (added.len == 0 && removed.len == 0)
+		return;
+	port_set_done(&p->current);
+	p->current = now;
+	now = (struct port_set){ 0 };
+	p->last_change_ms = clock_mono_ms();
+	p->poll_ms = POLL_FAST_MS;
+	p->changed(p->arg, &added, &removed);
+}
+
+static bool needs_polling(const struct ports *p)
+{
+	return !p->bpf || !ports_bpf_has_tcp(p->bpf) || !ports_bpf_has_udp(p->bpf);
+}
+
+static uint64_t next_poll_ms(struct ports *p, uint64_t now_ms)
+{
+	if (now_ms - p->last_change_ms > POLL_FAST_FOR_MS)
+		p->poll_ms = MIN(2 * p->poll_ms, (uint64_t)POLL_SLOW_MS);
+	return p->poll_ms;
+}
+
+static void on_timer(uv_timer_t *timer);
+
+/* The earliest of everything that asks for a look, but not before the duty
+ * limit allows. */
+static void plan(struct ports *p)
+{
+	uint64_t now_ms = clock_mono_ms();
+	uint64_t wait_ms = RESCAN_MS - MIN(now_ms - p->last_rescan_ms, (uint64_t)RESCAN_MS);
+
+	if (p->closing)
+		return;
+	if (p->kicked)
+		wait_ms = 0;
+	else if (p->settle < ARRAY_SIZE(settle_ms))
+		wait_ms = MIN(wait_ms, (uint64_t)settle_ms[p->settle]);
+	if (p->udp_next_ms)
+		wait_ms = MIN(wait_ms, p->udp_next_ms);
+	if (needs_polling(p))
+		wait_ms = MIN(wait_ms, next_poll_ms(p, now_ms));
+	if (now_ms < p->next_allowed_ms)
+		wait_ms = MAX(wait_ms, p->next_allowed_ms - now_ms);
+	uv_update_time(&p->loop->uv);
+	uv_timer_start(&p->timer, on_timer, wait_ms, 0);
+}
+
+static void turn(struct ports *p)
+{
+	uint64_t start_ns = clock_mono_ns(), now_ms, rest_ms;
+
+	if (p->kicked)
+		p->settle = 0;
+	else if (p->settle < ARRAY_SIZE(settle_ms))
+		p->settle++;
+	p->kicked = false;
+	if (start_ns / 1000000 - p->last_rescan_ms >= RESCAN_MS) {
+		p->last_rescan_ms = start_ns / 1000000;
+		p->range = udp_range_read();
+		ports_diag_retry(p->diag);
+	}
+	look_and_tell(p);
+	now_ms = clock_mono_ms();
+	rest_ms = DUMP_DUTY * (clock_mono_ns() - start_ns) / 1000000;
+	p->next_allowed_ms = now_ms + MIN(rest_ms, (uint64_t)DUMP_REST_MAX_MS);
+	plan(p);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+	turn(timer->data);
+}
+
+static void on_kick(void *arg)
+{
+	struct ports *p = arg;
+
+	if (p->closing || p->kicked)
+		return;
+	p->kicked = true;
+	if (clock_mono_ms() >= p->next_allowed_ms)
+		turn(p);
+	else
+		plan(p);
+}
+
+static void part_closed(void *arg)
+{
+	struct ports *p = arg;
+	void (*closed)(void *arg) = p->closed;
+	void *closed_arg = p->closed_arg;
+
+	if (--p->open_parts)
+		return;
+	ports_diag_free(p->diag);
+	port_set_done(&p->current);
+	udp_servers_done(&p->udp);
+	free(p);
+	if (closed)
+		closed(closed_arg);
+}
+
+static void on_timer_closed(uv_handle_t *h)
+{
+	part_closed(h->data);
+}
+
+int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed_fn changed,
+	      void *arg, struct ports **ret, struct error *err)
+{
+	struct ports *p = xnew(struct ports);
+	struct error bpf_err = ERROR_NONE;
+	int rc;
+
+	p->loop = loop;
+	p->changed = changed;
+	p->arg = arg;
+	p->diag = ports_diag_new();
+	p->range = udp_range_read();
+	p->poll_ms = POLL_FAST_MS;
+	p->last_change_ms = p->last_rescan_ms = clock_mono_ms();
+	uv_timer_init(&loop->uv, &p->timer);
+	p->timer.data = p;
+	p->open_parts = 1;
+	if (opts->no_diag)
+		ports_diag_use_proc(p->diag);
+	/* Events first, the dump after: nothing falls between. */
+	if (opts->no_bpf)
+		error_set(&bpf_err, -ECANCELED, "bpf: turned off");
+	if (!opts->no_bpf && ports_bpf_new(loop, on_kick, p, &p->bpf, &bpf_err) == 0)
+		p->open_parts++;
+	memcpy(p->bpf_problem, bpf_err.msg, sizeof(p->bpf_problem));
+	rc = look(p, &p->current, err);
+	if (rc < 0) {
+		ports_close(p, NULL, NULL);
+		return rc;
+	}
+	p->settle = ARRAY_SIZE(settle_ms);
+	plan(p);
+	*ret = p;
+	return 0;
+}
+
+const struct port_set *ports_current(const struct ports *p)
+{
+	return &p->current;
+}
+
+const char *ports_mode(const struct ports *p)
+{
+	if (!p->bpf)
+		return "polling";
+	if (!ports_bpf_has_udp(p->bpf))
+		return "events (tcp), polling";
+	return ports_bpf_has_tcp(p->bpf) ? "events (tcp, udp)" : "events (udp), polling";
+}
+
+const char *ports_bpf_problem(const struct ports *p)
+{
+	return p->bpf_problem;
+}
+
+void ports_close(struct ports *p, void (*closed)(void *arg), void *arg)
+{
+	if (p->closing)
+		return;
+	p->closing = true;
+	p->closed = closed;
+	p->closed_arg = arg;
+	uv_close((uv_handle_t *)&p->timer, on_timer_closed);
+	if (p->bpf)
+		ports_bpf_close(p->bpf, part_closed, p);
+}

@@ -1,0 +1,49 @@
+/* ports.h - which ports of this guest serve: the authoritative list
+ *
+ * Truth is a dump of the kernel's sockets (ports_diag.h) in our network
+ * namespace. Something only has to say when to look:
+ *
+ *   BPF (ports_bpf.h)  a kick on every change. We look at once, and again after
+ *                      2, 10, 100 and 1000 ms: the kernel tells of a listen() just
+ *                      before the socket can be found, of a UDP close just before
+ *                      it is gone, and under load "just" can be long. Nothing
+ *                      wakes us while nothing happens, but for a look every 30 s.
+ *   polling            where BPF is missing, or for the half it does not cover:
+ *                      every 100 ms while things change, slowing down to 1 s.
+ *
+ * A dump's cost grows with the sockets, so after one that took T the next comes
+ * no sooner than 8 T later: at most a ninth of one CPU, however busy the guest
+ * (0.2 ms at ten listeners, 48 ms at 20,000 under TCG; prototypes/ports.md).
+ *
+ * Which UDP sockets count: ports_udp.h.
+ */
+#pragma once
+
+#include "guestagent/ports_list.h"
+#include "lib/base/error.h"
+#include "lib/base/loop.h"
+
+struct ports;
+
+struct ports_options {
+	bool no_bpf;	/* for tests and as a way out: poll */
+	bool no_diag;	/* read /proc/net */
+};
+
+/* The list changed; sets are borrowed for the call, ports_current() is new. */
+typedef void (*ports_changed_fn)(void *arg, const struct port_set *added,
+				 const struct port_set *removed);
+
+/* Takes the first dump before it returns (without calling @changed). Fails only
+ * when the kernel tells nothing at all. */
+int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed_fn changed,
+	      void *arg, struct ports **ret, struct error *err);
+
+const struct port_set *ports_current(const struct ports *p);
+/* For the log: "events (tcp, udp)", "events (tcp), polling", "polling". */
+const char *ports_mode(const struct ports *p);
+/* Why BPF could not be had, "" when it could. */
+const char *ports_bpf_problem(const struct ports *p);
+
+/* No @changed follows; @closed runs when all is freed. */
+void ports_close(struct ports *p, void (*closed)(void *arg), void *arg);
