@@ -1,0 +1,158 @@
+# What happens when something is wrong before a machine could run: one clear
+# line with cause and remedy, exit code 1, and nothing left behind.
+load lib
+
+setup_file() { new_home; }
+teardown_file() { drop_home; }
+
+write() { cat > "$BATS_TEST_TMPDIR/$1"; }
+
+create() { limactl create --tty=false --name t "$BATS_TEST_TMPDIR/t.yaml"; }
+
+nothing_was_made() {
+	[[ -z $(limactl list -q 2>/dev/null) ]]
+	[[ -z $(find "$LIMA_HOME" -mindepth 1 -maxdepth 1 ! -name _config 2>/dev/null) ]]
+	no_orphans
+}
+
+@test "malformed YAML is told with its place" {
+	write t.yaml <<< $'images:\n- location: "x\n'
+	run create
+	fails_with 1 "t.yaml:"
+	nothing_was_made
+}
+
+@test "wrong types are all told in one run" {
+	write t.yaml <<-'EOF'
+		images: [{location: "mmdebstrap:bookworm"}]
+		cpus: many
+		memory: [1]
+	EOF
+	run create
+	fails_with 1 "t.yaml:2:7: cpus"
+	fails_with 1 "t.yaml:3:9: memory"
+	nothing_was_made
+}
+
+@test "an unknown key warns with its place and does no harm" {
+	write t.yaml <<-'EOF'
+		images: [{location: "mmdebstrap:bookworm"}]
+		cpu: 2
+	EOF
+	run limactl validate "$BATS_TEST_TMPDIR/t.yaml"
+	fails_with 0 "t.yaml:2:1"
+}
+
+@test "ports 0, 22 and 65536 are refused" {
+	local port
+	for port in 0 22 65536; do
+		write t.yaml <<-EOF
+			images: [{location: "mmdebstrap:bookworm"}]
+			portForwards:
+			- guestPort: 8080
+			  hostPort: $port
+		EOF
+		run create
+		fails_with 1 "t.yaml:4:13: portForwards[0].hostPort"
+	done
+	nothing_was_made
+}
+
+@test "an unknown template names itself" {
+	run limactl start --tty=false template:no-such-thing
+	fails_with 1 "no-such-thing"
+	nothing_was_made
+}
+
+@test "a name with a slash is refused" {
+	run limactl start --tty=false --name a/b template:debian-local
+	fails_with 1 "a/b"
+	nothing_was_made
+}
+
+@test "a missing image file is told, nothing is made" {
+	write t.yaml <<< 'images: [{location: /no/such/image.qcow2}]'
+	run create
+	fails_with 1 "/no/such/image.qcow2"
+	nothing_was_made
+}
+
+@test "a digest that does not match is told, nothing is made" {
+	qemu-img create -q -f qcow2 "$BATS_TEST_TMPDIR/i.qcow2" 1M
+	write t.yaml <<-EOF
+		images:
+		- location: $BATS_TEST_TMPDIR/i.qcow2
+		  digest: sha256:$(printf '0%.0s' {1..64})
+	EOF
+	run create
+	fails_with 1 "digest"
+	nothing_was_made
+}
+
+@test "an image that points to another file is refused" {
+	qemu-img create -q -f raw "$BATS_TEST_TMPDIR/secret.raw" 1M
+	qemu-img create -q -f qcow2 -b "$BATS_TEST_TMPDIR/secret.raw" -F raw "$BATS_TEST_TMPDIR/i.qcow2"
+	write t.yaml <<< "images: [{location: $BATS_TEST_TMPDIR/i.qcow2}]"
+	run create
+	fails_with 1 "backing file"
+	nothing_was_made
+}
+
+@test "a full disk is told, nothing is made" {
+	head -c 4M /dev/urandom > "$BATS_TEST_TMPDIR/i.raw"
+	write t.yaml <<< "images: [{location: $BATS_TEST_TMPDIR/i.raw}]"
+	run bash -c "ulimit -f 1024; trap '' XFSZ; limactl create --tty=false --name t $BATS_TEST_TMPDIR/t.yaml"
+	[[ $status -eq 1 ]]
+	nothing_was_made
+}
+
+@test "a missing QEMU is told with the package to install" {
+	write t.yaml <<< 'images: [{location: "mmdebstrap:bookworm"}]'
+	QEMU_SYSTEM_X86_64=/no/such/qemu run limactl start --tty=false --name t "$BATS_TEST_TMPDIR/t.yaml"
+	fails_with 1 "qemu-system-x86"
+	nothing_was_made
+}
+
+@test "a QEMU that is too old is told" {
+	printf '#!/bin/sh\necho "QEMU emulator version 3.1.0"\n' > "$BATS_TEST_TMPDIR/qemu"
+	chmod +x "$BATS_TEST_TMPDIR/qemu"
+	write t.yaml <<< 'images: [{location: "mmdebstrap:bookworm"}]'
+	QEMU_SYSTEM_X86_64=$BATS_TEST_TMPDIR/qemu run limactl start --tty=false --name t "$BATS_TEST_TMPDIR/t.yaml"
+	fails_with 1 "3.1.0"
+	nothing_was_made
+}
+
+@test "directories without or with a broken lima.yaml hurt nobody" {
+	mkdir -p "$LIMA_HOME/empty" "$LIMA_HOME/broken" "$LIMA_HOME/good"
+	echo 'cpus: [' > "$LIMA_HOME/broken/lima.yaml"
+	echo 'images: [{location: "mmdebstrap:bookworm"}]' > "$LIMA_HOME/good/lima.yaml"
+	run --separate-stderr limactl list
+	[[ $status -eq 0 ]]
+	[[ $output == *"good"*"Stopped"* ]]
+	grep -Eq '^broken +Broken' <<< "$output"
+	grep -Eq '^empty +Broken' <<< "$output"
+	run limactl delete empty broken good
+	[[ $status -eq 0 ]]
+	nothing_was_made
+}
+
+@test "unknown instances, verbs and flags say what to do" {
+	run limactl shell nobody
+	fails_with 1 "limactl start nobody"
+	run limactl stop nobody
+	fails_with 1 "nobody"
+	run limactl strat
+	fails_with 1 "start"
+	run limactl list --no-such-flag
+	fails_with 1 "--no-such-flag"
+	run limactl delete nobody
+	fails_with 0 "nobody"
+}
+
+@test "every shipped template is valid" {
+	local t
+	for t in default debian-12 debian-13 ubuntu-24.04 ubuntu-26.04 fedora alpine archlinux debian-local; do
+		run limactl validate "template:$t"
+		fails_with 0 "OK"
+	done
+}

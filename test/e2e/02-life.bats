@@ -1,0 +1,197 @@
+# One machine from its creation to its end, as a user lives with it.
+load lib
+
+setup_file() {
+	new_home
+	export INSTANCE=life
+	PORT_A=$(free_port) PORT_B=$(free_port) PORT_C=$(free_port)
+	export PORT_A PORT_B PORT_C
+	cat > "$LIMA_HOME/life.yaml" <<-EOF
+		base: template:debian-local
+		cpus: 2
+		memory: 1GiB
+		disk: 8GiB
+		env:
+		  FROM_YAML: "it's here"
+		param:
+		  greeting: hello world
+		portForwards:
+		- guestPort: $PORT_A
+		  hostPort: $PORT_B
+		- guestPort: 7001
+		  ignore: true
+		provision:
+		- mode: system
+		  script: |
+		    #!/bin/sh
+		    echo "system \$PARAM_greeting" > /etc/from-system
+		    echo run >> /var/log/system-runs
+		- mode: user
+		  script: |
+		    #!/bin/sh
+		    id -un > ~/from-user
+		- mode: data
+		  path: /etc/from-data
+		  content: "data {{.Param.greeting}}\n"
+		  permissions: "600"
+		probes:
+		- description: the user script ran
+		  script: |
+		    #!/bin/sh
+		    test -s ~/from-user
+	EOF
+	limactl start --tty=false --name "$INSTANCE" "$LIMA_HOME/life.yaml" 2>"$LIMA_HOME/start.err"
+	in_guest sh -c 'cat > /tmp/net.py' < "$BATS_TEST_DIRNAME/net.py"
+}
+teardown_file() { drop_home; }
+
+@test "start showed its steps and READY" {
+	grep -q 'READY' "$LIMA_HOME/start.err"
+	grep -Eq 'image.*mmdebstrap' "$LIMA_HOME/start.err"
+	status_is life Running
+}
+
+@test "start says that it uses TCG and why, where there is no KVM" {
+	grep -Eq 'TCG|kvm' "$LIMA_HOME/start.err"
+}
+
+@test "shell runs commands and passes exit codes, words and input" {
+	[[ $(in_guest uname -s) == Linux ]]
+	run in_guest sh -c 'exit 37'
+	[[ $status -eq 37 ]]
+	[[ $(in_guest printf '%s|' 'a b' "it's" '$HOME' '') == "a b|it's|\$HOME||" ]]
+	[[ $(echo in | in_guest cat) == in ]]
+	[[ $(limactl shell life X='1 2' sh -c 'echo $X') == "1 2" ]]
+	[[ $(limactl shell --workdir /etc life -- pwd) == /etc ]]
+	[[ $(LIMA_INSTANCE=life lima hostname) == lima-life ]]
+	[[ $(in_guest sh -c 'echo "$FROM_YAML"') == "it's here" ]]
+}
+
+@test "the guest user is ours, with sudo" {
+	local name
+	name=$(in_guest id -un)
+	[[ $(in_guest sudo id -u) == 0 ]]
+	[[ $(in_guest sh -c 'echo ~') == /home/$name.guest ]]
+}
+
+@test "provisioning ran once, with parameters" {
+	[[ $(in_guest cat /etc/from-system) == "system hello world" ]]
+	[[ $(in_guest sudo cat /etc/from-data) == "data hello world" ]]
+	[[ $(in_guest sh -c 'cat ~/from-user') == $(in_guest id -un) ]]
+	[[ $(in_guest cat /var/log/system-runs) == run ]]
+}
+
+@test "a web server in the guest answers on localhost, then is refused" {
+	local port pid
+	port=$(free_port)
+	pid=$(serve web python3 -m http.server --bind 127.0.0.1 "$port")
+	until_ok 20 curl -sf -o /dev/null "http://127.0.0.1:$port/"
+	curl -sf "http://127.0.0.1:$port/" | grep -q net.py
+	curl -sf "http://[::1]:$port/" | grep -q net.py
+	in_guest kill "$pid"
+	until_ok 10 net refused 127.0.0.1 "$port"
+}
+
+@test "half-close is kept: the answer arrives after our FIN" {
+	local port
+	port=$(free_port)
+	serve tcp python3 /tmp/net.py serve-tcp 0.0.0.0 "$port"
+	until_ok 20 net tcp 127.0.0.1 "$port" hello
+	[[ $(net tcp 127.0.0.1 "$port" hello) == "5 bytes: hello" ]]
+}
+
+@test "guest listeners on ::1 and :: are forwarded" {
+	local port
+	port=$(free_port)
+	serve v6 python3 /tmp/net.py serve-tcp ::1 "$port"
+	until_ok 20 net tcp 127.0.0.1 "$port" six
+	port=$(free_port)
+	serve any6 python3 /tmp/net.py serve-tcp :: "$port"
+	until_ok 20 net tcp 127.0.0.1 "$port" six
+}
+
+@test "a UDP server in the guest answers on localhost" {
+	local port
+	port=$((20000 + RANDOM % 8000))
+	serve udp python3 /tmp/net.py serve-udp 127.0.0.1 "$port"
+	until_ok 20 net udp 127.0.0.1 "$port" hi
+	[[ $(net udp 127.0.0.1 "$port" hi) == "echo hi" ]]
+}
+
+@test "user rules: another host port, and ignore" {
+	serve rule python3 /tmp/net.py serve-tcp 127.0.0.1 "$PORT_A"
+	serve ignored python3 /tmp/net.py serve-tcp 127.0.0.1 7001
+	until_ok 20 net tcp 127.0.0.1 "$PORT_B" x
+	net refused 127.0.0.1 7001
+}
+
+@test "a busy host port is told and taken when it is free" {
+	local holder
+	python3 -m http.server --bind 127.0.0.1 "$PORT_C" >/dev/null 2>&1 3>&- &
+	holder=$!
+	until_ok 10 curl -sf -o /dev/null "http://127.0.0.1:$PORT_C/"
+	serve busy python3 /tmp/net.py serve-tcp 127.0.0.1 "$PORT_C"
+	until_ok 20 grep -q "\"failed\".*:$PORT_C\"" "$LIMA_HOME/life/ha.stdout.log"
+	kill "$holder"
+	wait "$holder" || :
+	until_ok 20 net tcp 127.0.0.1 "$PORT_C" mine
+}
+
+@test "the host agent answers on ha.sock" {
+	local info
+	info=$(curl -sf --unix-socket "$LIMA_HOME/life/ha.sock" http://lima/v1/info)
+	[[ $info == *"\"sshLocalPort\":"* ]]
+	curl -sf --unix-socket "$LIMA_HOME/life/ha.sock" http://lima/v1/ports | grep -q "$PORT_B"
+}
+
+@test "ssh.config works with plain ssh, host key checked" {
+	[[ $(ssh -F "$LIMA_HOME/life/ssh.config" lima-life hostname) == lima-life ]]
+	grep -q 'StrictHostKeyChecking yes' "$LIMA_HOME/life/ssh.config"
+}
+
+@test "list, in every form" {
+	run --separate-stderr limactl list
+	[[ ${lines[0]} == NAME*STATUS*SSH*VMTYPE*ARCH*CPUS*MEMORY*DISK*DIR ]]
+	[[ ${lines[1]} == life*Running*127.0.0.1:*qemu*1GiB*8GiB* ]]
+	[[ $(limactl list -q) == life ]]
+	[[ $(field life cpus) == 2 ]]
+}
+
+@test "a second start of a running instance is fine, deleting it is not" {
+	run limactl start life
+	fails_with 0 "running"
+	run limactl delete life
+	fails_with 1 "running"
+	status_is life Running
+}
+
+@test "files and sockets are private" {
+	[[ $(stat -c %a "$LIMA_HOME/life") == 700 ]]
+	[[ $(stat -c %a "$LIMA_HOME/life/ha.sock") == 600 ]]
+	[[ $(stat -c %a "$LIMA_HOME/life/ga.secret") == 600 ]]
+}
+
+@test "stop ends everything and keeps the disk" {
+	in_guest sh -c 'echo kept > ~/kept; sync'
+	run limactl stop life
+	[[ $status -eq 0 ]]
+	status_is life Stopped
+	no_orphans
+	net refused 127.0.0.1 "$PORT_B"
+	run limactl stop life
+	fails_with 1 "not running"
+	run limactl shell life true
+	fails_with 1 "limactl start life"
+}
+
+@test "start again goes on where we were, without a first boot" {
+	limactl start --tty=false life
+	[[ $(in_guest sh -c 'cat ~/kept') == kept ]]
+	[[ $(in_guest cat /var/log/system-runs | wc -l) -eq 2 ]]
+}
+
+@test "delete -f leaves nothing" {
+	limactl delete -f life
+	[[ ! -e $LIMA_HOME/life ]]
+	no_orphans
+}
