@@ -1,0 +1,22 @@
+/* driver.h - QEMU behind the driver interface
+ *
+ * One struct qemu_vm per instance. What it holds while the VM runs: the process
+ * (watched, not owned: it outlives us), the QMP connection, and the sequence
+ * that ends it. Start is a chain on the loop:
+ *
+ *   ask the version (child, 25 ms) → choose KVM or TCG → build argv → listen on
+ *   the three sockets → spawn → QMP greets → query-status → pid file → done
+ *
+ * with one deadline over each wait, so a start ends in words, never in silence.
+ * Adopting begins at the pid file or at who listens on qmp.sock, and joins the
+ * chain at "QMP greets".
+ */
+#pragma once
+
+#include "drivers/driver.h"
+#include "drivers/qemu/stop.h"
+
+extern const struct driver_ops qemu_driver_ops;
+
+/* Shorter waits, for tests; before stop(). */
+void qemu_driver_set_waits(struct driver *d, const struct stop_waits *waits);
