@@ -1,4 +1,4 @@
-/* main.c - the verb table, and the way from argv into it */
+/* main.c - from argv into the verb table */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,41 +10,6 @@
 #include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
-
-const struct verb *const verbs[] = {
-	&verb_start,	&verb_shell,	  &verb_stop,	  &verb_list,	   &verb_delete,
-	&verb_create,	&verb_restart,	  &verb_validate, &verb_info,	   &verb_completion,
-	&verb_help,	&verb_hostagent,  &verb_complete, &verb_generate_doc, NULL,
-};
-
-const struct flag global_flags[] = {
-	{ "debug", 0, FLAG_BOOL, NULL, "log more: the same as --log-level=debug", false },
-	{ "log-level", 0, FLAG_STRING, "LEVEL", "trace, debug, info, warn or error", false },
-	{ "log-format", 0, FLAG_STRING, "FORMAT", "text (logfmt) or json; without it plain lines", false },
-	{ "tty", 0, FLAG_BOOL, NULL, "ask questions and show live progress (default: on a terminal)", false },
-	{ "yes", 'y', FLAG_BOOL, NULL, "ask nothing, take the defaults; the same as --tty=false", false },
-	{ "help", 'h', FLAG_BOOL, NULL, "show help", false },
-	{ "version", 'v', FLAG_BOOL, NULL, "print the version", true },
-	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
-};
-
-bool verb_has_name(const struct verb *v, const char *name)
-{
-	scoped_strv struct strv aliases = { 0 };
-
-	if (streq(v->name, name))
-		return true;
-	strv_split(&aliases, v->aliases ? v->aliases : "", " ");
-	return strv_contains(&aliases, name);
-}
-
-const struct verb *verb_find(const char *name)
-{
-	for (size_t i = 0; verbs[i]; i++)
-		if (verb_has_name(verbs[i], name))
-			return verbs[i];
-	return NULL;
-}
 
 /* The position of the verb in argv: the first word that is neither a flag nor
  * the value of one. 0: there is none. */

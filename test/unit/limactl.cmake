@@ -1,0 +1,2 @@
+lima_unit(args lima_limactl)
+lima_unit(shell_line lima_limactl)
