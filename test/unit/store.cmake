@@ -1,3 +1,5 @@
 lima_unit(layout lima_store)
 lima_unit(pid lima_store)
 lima_unit(lock lima_store)
+lima_unit(download lima_store)
+target_compile_definitions(download_test PRIVATE LIMA_TEST_MOCK="${PROJECT_SOURCE_DIR}/test/mock")
