@@ -144,6 +144,8 @@ struct config_context {
 	const char *instance;		/* name, for templates and the host name */
 	const char *instance_dir;	/* absolute; for {{.Dir}} and relative sockets */
 	const char *lima_home;		/* absolute; default.yaml and override.yaml are in _config below it */
+	bool check_host;		/* also look at the directories to mount: for create, start and
+					 * validate. Off for list: a dead network mount must not stop it */
 };
 
 /* Problems found while reading, each one line "file:line:col: key: what"; an
