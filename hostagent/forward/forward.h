@@ -24,6 +24,18 @@
 struct forward;
 struct lane;
 
+/* Bounds and waits; a 0 stands for the default. */
+struct forward_limits {
+	unsigned max_ports;		/* guest listeners remembered; 16384 */
+	unsigned max_listeners;		/* host addresses open at once; 4096 */
+	unsigned max_connections;	/* 16384; one more is reset */
+	unsigned max_flows;		/* UDP clients of one host socket; 4096, the longest idle goes */
+	unsigned lane_wait_ms;		/* a client waits for a lane; 10 s */
+	unsigned open_wait_ms;		/* … for the guest's connect(); 30 s */
+	unsigned udp_idle_ms;		/* 90 s, as Lima means it */
+	unsigned retry_min_ms, retry_max_ms;	/* a taken host port is tried again; 100 ms … 5 s */
+};
+
 enum forward_event_type { FORWARD_FORWARDING, FORWARD_NOT_FORWARDING, FORWARD_STOPPING, FORWARD_FAILED };
 
 struct forward_event {		/* becomes status.portForward, reference/hostagent.md §6 */
@@ -37,8 +49,10 @@ struct forward_event {		/* becomes status.portForward, reference/hostagent.md §
 struct forward_options {
 	const struct config *config;	/* rules; borrowed for the forward's life */
 	uint16_t ssh_local_port;	/* never forwarded */
+	/* Exactly once per change. Never inside forward_new() or forward_close(). */
 	void (*event)(void *arg, const struct forward_event *ev);
 	void *arg;
+	struct forward_limits limits;
 };
 
 int forward_new(struct loop *loop, const struct forward_options *opts, struct forward **ret,
@@ -50,7 +64,7 @@ struct guest_port {		/* a listener in the guest */
 	uint16_t port;		/* host byte order, never 0 */
 };
 
-/* The full list: what is not in it goes away. */
+/* The full list: what is not in it goes away, what was known stays untouched. */
 void forward_set_ports(struct forward *f, const struct guest_port *ports, size_t n);
 /* Changes; removals are done first. */
 void forward_change_ports(struct forward *f, const struct guest_port *added, size_t n_added,
@@ -65,10 +79,14 @@ struct forward_row {
 	const char *protocol, *guest_addr, *host_addr;
 	const char *state;	/* "forwarding", "waiting", "not-forwarded" */
 	const char *error;
-	uint64_t connections_total, connections_now, bytes_in, bytes_out;
+	uint64_t connections_total, connections_now;	/* UDP: clients */
+	uint64_t bytes_in, bytes_out;			/* into, out of the guest */
 };
+/* Guest listeners in the order they appeared. A host address that several of
+ * them share counts at the one that is dialed. */
 void forward_list(struct forward *f, void (*each)(void *arg, const struct forward_row *row),
 		  void *arg);
 
-/* Closes listeners, resets connections; @closed runs when all handles are gone. */
+/* Closes listeners, resets connections; @closed runs when all handles are gone.
+ * The lane is not used any more once this returned. */
 void forward_close(struct forward *f, void (*closed)(void *arg), void *arg);

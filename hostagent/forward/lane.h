@@ -3,6 +3,12 @@
  * An ops table so that forwards do not know what carries them: gRPC tunnels
  * (lane_grpc) now, vsock and ssh lanes later. A lane connection mirrors
  * guest_client.h's tunnel: same callbacks, same ownership, same half-close.
+ *
+ * No callback runs before the call that asked for it returned; each op may be
+ * called inside a callback. `closed` comes at most once, and not after reset()
+ * or close(), which free the connection. `closed` with -ECANCELED means that
+ * the lane itself went away: a connection that was not open yet may be tried on
+ * another lane.
  */
 #pragma once
 
@@ -19,7 +25,8 @@ struct lane_callbacks {
 	void (*data)(void *arg, const uint8_t *data, size_t len);
 	void (*eof)(void *arg);
 	void (*writable)(void *arg);
-	void (*closed)(void *arg, const struct error *why);	/* last; conn freed after */
+	void (*closed)(void *arg, const struct error *why);	/* last; conn freed after.
+						 * code 0: both directions ended in order */
 	void *arg;
 };
 
@@ -28,12 +35,14 @@ struct lane_ops {
 	const char *name;	/* "grpc" */
 	int (*open)(struct lane *lane, int proto, const char *guest_addr,
 		    const struct lane_callbacks *cb, struct lane_conn **ret, struct error *err);
-	bool (*write)(struct lane_conn *c, uint8_t *data, size_t len);	/* takes @data */
-	void (*eof)(struct lane_conn *c);
-	void (*pause)(struct lane_conn *c);
+	/* Takes @data (malloc'd). false: no more until `writable` (what is given
+	 * all the same is kept). UDP: one datagram, @len may be 0. */
+	bool (*write)(struct lane_conn *c, uint8_t *data, size_t len);
+	void (*eof)(struct lane_conn *c);	/* the client half-closed */
+	void (*pause)(struct lane_conn *c);	/* no data, no eof until resume */
 	void (*resume)(struct lane_conn *c);
-	void (*reset)(struct lane_conn *c);
-	void (*close)(struct lane_conn *c);
+	void (*reset)(struct lane_conn *c);	/* the client was reset: so the guest's socket */
+	void (*close)(struct lane_conn *c);	/* ends without an error */
 };
 
 struct lane {		/* embedded first in each lane's own struct */

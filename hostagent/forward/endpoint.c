@@ -1,0 +1,332 @@
+#include "hostagent/forward/endpoint.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <sys/socket.h>
+
+#include "hostagent/forward/address.h"
+#include "hostagent/forward/owner.h"
+#include "hostagent/forward/tcp.h"
+#include "hostagent/forward/udp.h"
+#include "hostagent/forward/unix.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum {
+	ENDPOINT_UDP_BUFFER = 4 << 20,	/* asked for; the kernel cuts it to its rmem_max */
+	ENDPOINT_ALIGN_MS = 1000,	/* slow retries of many endpoints share a wake-up */
+};
+
+struct door {		/* one descriptor: the address itself, or its companion */
+	struct tcp_listener *tcp;
+	struct udp_socket *udp;
+};
+
+struct endpoint {	/* refs: the timer's handle; doors count for themselves */
+	struct hub *hub;
+	int proto;
+	struct rule_host host;		/* socket: our copy */
+	char *address;
+	struct endpoint_users users;
+	enum endpoint_state state;
+	char *error;			/* NULL: none */
+	struct door main, companion;
+	struct unix_id unix_id;
+	uv_timer_t retry;
+	unsigned retry_ms;
+	struct owner_request *owner;	/* being found out; NULL: not */
+	endpoint_changed_fn changed;
+	void *arg;
+};
+
+/* --- doors ------------------------------------------------------------------- */
+
+static struct target *pick_target(void *arg)
+{
+	struct endpoint *ep = arg;
+	struct endpoint_user *u, *first = TAILQ_FIRST(&ep->users);
+
+	TAILQ_FOREACH(u, &ep->users, next)
+		if (!u->v6)
+			return u->target;
+	assert(first);
+	return first->target;
+}
+
+static int bind_inet(int proto, const struct in6_addr *ip, uint16_t port, bool dual_stack,
+		     int *ret_fd, struct error *err)
+{
+	int type = proto == IPPROTO_UDP ? SOCK_DGRAM : SOCK_STREAM;
+	int on = 1, v6only = !dual_stack, size = ENDPOINT_UDP_BUFFER;
+	struct sockaddr_storage sa;
+	socklen_t len = address_to_sockaddr(ip, port, &sa);
+	scoped_fd int fd = socket(sa.ss_family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return error_sys(err, -errno, "socket");
+	if (sa.ss_family == AF_INET6)
+		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6only, sizeof(v6only));
+	/* For UDP it would let two programs share a port, and one get nothing (socket(7)). */
+	if (type == SOCK_STREAM)
+		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	else
+		setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+	if (bind(fd, (struct sockaddr *)&sa, len) < 0 ||
+	    (type == SOCK_STREAM && listen(fd, SOMAXCONN) < 0))
+		return error_set(err, -errno, "%s", error_text(-errno));
+	*ret_fd = steal_fd(&fd);
+	return 0;
+}
+
+/* Takes @fd. */
+static int door_open(struct door *d, struct endpoint *ep, int fd, struct error *err)
+{
+	if (ep->proto == IPPROTO_UDP)
+		return udp_socket_new(ep->hub, fd, pick_target, ep, &d->udp, err);
+	return tcp_listener_new(ep->hub, fd, pick_target, ep, &d->tcp, err);
+}
+
+static void door_close(struct door *d)
+{
+	if (d->tcp)
+		tcp_listener_close(steal_ptr(&d->tcp));
+	if (d->udp)
+		udp_socket_close(steal_ptr(&d->udp));
+}
+
+/* Where the companion goes; false: there is none. */
+static bool companion_address(const struct endpoint *ep, struct in6_addr *ret)
+{
+	if (ep->host.socket || !address_is_v4(&ep->host.ip))
+		return false;
+	if (address_is_v4_loopback(&ep->host.ip))
+		*ret = in6addr_loopback;
+	else if (address_is_wildcard(&ep->host.ip))
+		*ret = in6addr_any;
+	else
+		return false;
+	return true;
+}
+
+static void open_companion(struct endpoint *ep)
+{
+	struct error err = { 0 };
+	struct in6_addr ip;
+	int fd;
+
+	if (!companion_address(ep, &ip))
+		return;
+	if (bind_inet(ep->proto, &ip, ep->host.port, false, &fd, &err) < 0 ||
+	    door_open(&ep->companion, ep, fd, &err) < 0)
+		log_debug("forward: `%s` without its IPv6 companion: %s", ep->address, err.msg);
+}
+
+static int open_main(struct endpoint *ep, struct error *err)
+{
+	int fd, rc;
+
+	if (ep->host.socket)
+		rc = unix_listen(ep->host.socket, &fd, &ep->unix_id, err);
+	else
+		rc = bind_inet(ep->proto, &ep->host.ip, ep->host.port,
+			       IN6_IS_ADDR_UNSPECIFIED(&ep->host.ip), &fd, err);
+	return rc < 0 ? rc : door_open(&ep->main, ep, fd, err);
+}
+
+/* --- states ------------------------------------------------------------------ */
+
+static void on_retry(uv_timer_t *timer);
+
+static void arm_retry(struct endpoint *ep)
+{
+	uint64_t now = uv_now(ep->retry.loop), wait = ep->retry_ms;
+
+	if (wait >= ENDPOINT_ALIGN_MS)
+		wait += ENDPOINT_ALIGN_MS - (now + wait) % ENDPOINT_ALIGN_MS;
+	uv_timer_start(&ep->retry, on_retry, wait, 0);
+	ep->retry_ms = MIN(ep->retry_ms * 2, ep->hub->limits.retry_max_ms);
+}
+
+static void forget_owner(struct endpoint *ep)
+{
+	if (ep->owner)
+		owner_cancel(steal_ptr(&ep->owner));
+}
+
+static void on_owner(void *arg, const char *answer)
+{
+	struct endpoint *ep = arg;
+
+	ep->owner = NULL;
+	if (*answer) {
+		scoped_free char *cause = steal_ptr(&ep->error);
+
+		ep->error = xasprintf("%s (%s)", cause, answer);
+	}
+	ep->state = ENDPOINT_WAITING;
+	ep->changed(ep->arg, ep);
+}
+
+static void set_open(struct endpoint *ep)
+{
+	forget_owner(ep);
+	uv_timer_stop(&ep->retry);
+	open_companion(ep);
+	ep->state = ENDPOINT_OPEN;
+	free(steal_ptr(&ep->error));
+}
+
+/* The first failure; later ones only wait longer. */
+static void set_failed(struct endpoint *ep, const struct error *err)
+{
+	if (err->code == -EACCES && !ep->host.socket) {
+		ep->error = xasprintf("%s: a privileged port, see sysctl "
+				      "net.ipv4.ip_unprivileged_port_start",
+				      err->msg);
+		ep->state = ENDPOINT_DENIED;
+		return;
+	}
+	ep->error = xstrdup(err->msg);
+	ep->state = ENDPOINT_WAITING;
+	if (err->code == -EADDRINUSE && !ep->host.socket) {
+		ep->state = ENDPOINT_OPENING;
+		ep->owner = owner_ask(ep->hub->owner, ep->proto, &ep->host.ip, ep->host.port,
+				      on_owner, ep);
+	}
+	ep->retry_ms = ep->hub->limits.retry_min_ms;
+	arm_retry(ep);
+}
+
+static void on_retry(uv_timer_t *timer)
+{
+	struct endpoint *ep = timer->data;
+	struct error err = { 0 };
+
+	if (open_main(ep, &err) < 0) {
+		arm_retry(ep);
+		return;
+	}
+	set_open(ep);
+	ep->changed(ep->arg, ep);
+}
+
+void endpoint_open(struct endpoint *ep)
+{
+	struct error err = { 0 };
+
+	assert(ep->state == ENDPOINT_CLOSED);
+	if (open_main(ep, &err) < 0)
+		set_failed(ep, &err);
+	else
+		set_open(ep);
+}
+
+static void on_timer_closed(uv_handle_t *h)
+{
+	struct endpoint *ep = h->data;
+
+	hub_unref(ep->hub);
+	free((char *)ep->host.socket);
+	free(ep->address);
+	free(ep->error);
+	free(ep);
+}
+
+void endpoint_close(struct endpoint *ep)
+{
+	assert(TAILQ_EMPTY(&ep->users));
+	if (ep->state == ENDPOINT_CLOSING)
+		return;
+	if (ep->state == ENDPOINT_OPEN && ep->host.socket)
+		unix_remove(ep->host.socket, &ep->unix_id);
+	ep->state = ENDPOINT_CLOSING;
+	forget_owner(ep);
+	door_close(&ep->main);
+	door_close(&ep->companion);
+	uv_close((uv_handle_t *)&ep->retry, on_timer_closed);
+}
+
+void endpoint_yield(struct endpoint *ep, const struct rule_host *host)
+{
+	struct in6_addr ip;
+
+	if (!host->socket && ep->host.port == host->port && companion_address(ep, &ip) &&
+	    (address_equal(&ip, &host->ip) || IN6_IS_ADDR_UNSPECIFIED(&host->ip)))
+		door_close(&ep->companion);
+}
+
+/* --- the rest ---------------------------------------------------------------- */
+
+struct endpoint *endpoint_new(struct hub *hub, int proto, const struct rule_host *host,
+			      endpoint_changed_fn changed, void *arg)
+{
+	struct endpoint *ep = xnew(struct endpoint);
+	char text[ADDRESS_TEXT_SIZE];
+
+	ep->hub = hub;
+	ep->proto = proto;
+	ep->host = *host;
+	if (host->socket)
+		ep->host.socket = xstrdup(host->socket);
+	ep->address = xstrdup(host->socket ? host->socket :
+					     address_text(&host->ip, host->port, text));
+	TAILQ_INIT(&ep->users);
+	ep->changed = changed;
+	ep->arg = arg;
+	hub_ref(hub);
+	uv_timer_init(&hub->loop->uv, &ep->retry);
+	ep->retry.data = ep;
+	return ep;
+}
+
+void endpoint_add_user(struct endpoint *ep, struct endpoint_user *user)
+{
+	TAILQ_INSERT_TAIL(&ep->users, user, next);
+}
+
+void endpoint_remove_user(struct endpoint *ep, struct endpoint_user *user)
+{
+	TAILQ_REMOVE(&ep->users, user, next);
+}
+
+struct endpoint_users *endpoint_users(struct endpoint *ep)
+{
+	return &ep->users;
+}
+
+enum endpoint_state endpoint_state(const struct endpoint *ep)
+{
+	return ep->state;
+}
+
+const char *endpoint_address(const struct endpoint *ep)
+{
+	return ep->address;
+}
+
+const char *endpoint_error(const struct endpoint *ep)
+{
+	return ep->error ? ep->error : "";
+}
+
+int endpoint_proto(const struct endpoint *ep)
+{
+	return ep->proto;
+}
+
+const struct rule_host *endpoint_host(const struct endpoint *ep)
+{
+	return &ep->host;
+}
+
+bool endpoint_is(const struct endpoint *ep, int proto, const struct rule_host *host)
+{
+	if (!ep->host.socket != !host->socket)
+		return false;
+	if (host->socket)
+		return streq(ep->host.socket, host->socket);
+	return ep->proto == proto && ep->host.port == host->port &&
+	       address_equal(&ep->host.ip, &host->ip);
+}

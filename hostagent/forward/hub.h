@@ -1,0 +1,33 @@
+/* hub.h - what all listeners, connections and flows of one forward share
+ *
+ * The loop, the limits, the lane of the moment, and a count of everything that
+ * still has a handle with libuv or work in its pool. The owner (forward.c) asks
+ * everybody to close and is told when the count reaches zero; nothing here is
+ * freed before.
+ */
+#pragma once
+
+#include <stdbool.h>
+
+#include "hostagent/forward/forward.h"
+#include "lib/base/loop.h"
+
+struct lane;
+struct owner_finder;
+struct tcp_set;
+struct udp_set;
+
+struct hub {
+	struct loop *loop;
+	struct forward_limits limits;	/* no zeros */
+	struct lane *lane;		/* NULL: none now */
+	struct tcp_set *tcp;		/* connections */
+	struct udp_set *udp;		/* host sockets with their flows */
+	struct owner_finder *owner;	/* who has a busy port */
+	unsigned refs;			/* handles and requests */
+	void (*idle)(void *arg);	/* refs reached 0; once */
+	void *idle_arg;
+};
+
+void hub_ref(struct hub *hub);
+void hub_unref(struct hub *hub);

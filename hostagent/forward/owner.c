@@ -1,0 +1,265 @@
+#include "hostagent/forward/owner.h"
+
+#include <assert.h>
+#include <ctype.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/queue.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "hostagent/forward/address.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+#include "lib/base/path.h"
+
+enum { OWNER_BATCH = 64 };	/* queries answered by one look */
+
+/* --- the look ---------------------------------------------------------------- */
+
+struct found {
+	unsigned long inode;	/* 0: nobody */
+	unsigned uid;
+};
+
+struct proc_net {
+	const char *path;
+	int proto;
+	unsigned state;		/* TCP_LISTEN, or what an unconnected UDP socket shows */
+};
+
+static const struct proc_net files[] = {
+	{ "/proc/net/tcp", IPPROTO_TCP, 0x0a },
+	{ "/proc/net/tcp6", IPPROTO_TCP, 0x0a },
+	{ "/proc/net/udp", IPPROTO_UDP, 0x07 },
+	{ "/proc/net/udp6", IPPROTO_UDP, 0x07 },
+};
+
+/* Hex words as they lie in memory (Linux net/ipv4/tcp_ipv4.c get_tcp4_sock). */
+static bool parse_ip(const char *hex, struct in6_addr *ret)
+{
+	size_t words = strlen(hex) / 8;
+	uint32_t w[4];
+
+	if (words != 1 && words != 4)
+		return false;
+	for (size_t i = 0; i < words; i++)
+		if (sscanf(hex + i * 8, "%8" SCNx32, &w[i]) != 1)
+			return false;
+	if (words == 4) {
+		memcpy(ret, w, sizeof(*ret));
+	} else {
+		*ret = address_v4(0, 0, 0, 0);
+		memcpy(ret->s6_addr + 12, w, sizeof(w[0]));
+	}
+	return true;
+}
+
+/* Would a socket bound to @theirs be in the way of one for @ours? */
+static bool collides(const struct in6_addr *ours, const struct in6_addr *theirs)
+{
+	return address_equal(ours, theirs) || address_is_wildcard(ours) ||
+	       IN6_IS_ADDR_UNSPECIFIED(theirs) ||
+	       (address_is_wildcard(theirs) && address_is_v4(ours));
+}
+
+static void look_at_line(const struct proc_net *file, const char *line,
+			 struct owner_query *const *queries, struct found *found, size_t n)
+{
+	char ip_hex[33];
+	unsigned port, state, uid;
+	unsigned long inode;
+	struct in6_addr ip;
+
+	if (sscanf(line, " %*u: %32[0-9A-Fa-f]:%x %*s %x %*s %*s %*s %u %*u %lu", ip_hex, &port,
+		   &state, &uid, &inode) != 5 ||
+	    state != file->state || !parse_ip(ip_hex, &ip))
+		return;
+	for (size_t i = 0; i < n; i++) {
+		const struct owner_query *q = queries[i];
+
+		if (found[i].inode == 0 && q->proto == file->proto && q->port == port &&
+		    collides(&q->ip, &ip))
+			found[i] = (struct found){ inode, uid };
+	}
+}
+
+static void find_inodes(struct owner_query *const *queries, struct found *found, size_t n)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		scoped_file FILE *f = fopen(files[i].path, "re");
+		scoped_free char *line = NULL;
+		size_t cap = 0;
+
+		while (f && getline(&line, &cap, f) > 0)
+			look_at_line(&files[i], line, queries, found, n);
+	}
+}
+
+static void name_process(const char *pid, char *out, size_t size)
+{
+	scoped_free char *path = xasprintf("/proc/%s/comm", pid);
+	scoped_buf struct buf comm = { 0 };
+	struct error err = { 0 };
+
+	if (path_read_file(path, 4096, &comm, &err) < 0)
+		return;
+	scoped_free char *raw = xstrdup(buf_str(&comm));
+
+	raw[strcspn(raw, "\n")] = 0;
+	scoped_free char *name = log_escape(raw, 32);
+
+	snprintf(out, size, "%s, pid %s", name, pid);
+}
+
+/* Does one of the process's descriptors hold a socket that was found? */
+static void look_at_process(const char *pid, struct owner_query *const *queries,
+			    const struct found *found, size_t n)
+{
+	scoped_free char *dir_path = xasprintf("/proc/%s/fd", pid);
+	scoped_dir DIR *dir = opendir(dir_path);
+	struct dirent *e;
+	unsigned long inode;
+	char link[64];
+
+	while (dir && (e = readdir(dir))) {
+		ssize_t len = readlinkat(dirfd(dir), e->d_name, link, sizeof(link) - 1);
+
+		if (len <= 0)
+			continue;
+		link[len] = 0;
+		if (sscanf(link, "socket:[%lu]", &inode) != 1)
+			continue;
+		for (size_t i = 0; i < n; i++)
+			if (found[i].inode == inode && !*queries[i]->answer)
+				name_process(pid, queries[i]->answer, sizeof(queries[i]->answer));
+	}
+}
+
+void owner_scan(struct owner_query *const *queries, size_t n)
+{
+	scoped_free struct found *found = xcalloc(n, sizeof(*found));
+	scoped_dir DIR *proc = opendir("/proc");
+	struct dirent *e;
+
+	find_inodes(queries, found, n);
+	while (proc && (e = readdir(proc)))
+		if (isdigit((unsigned char)*e->d_name))
+			look_at_process(e->d_name, queries, found, n);
+	for (size_t i = 0; i < n; i++)
+		if (found[i].inode && !*queries[i]->answer)
+			snprintf(queries[i]->answer, sizeof(queries[i]->answer),
+				 "a process of user %u", found[i].uid);
+}
+
+/* --- asking ------------------------------------------------------------------ */
+
+struct owner_request {	/* owner: the finder, until answered */
+	struct owner_query query;
+	void (*done)(void *arg, const char *answer);	/* NULL: cancelled */
+	void *arg;
+	STAILQ_ENTRY(owner_request) next;
+};
+
+STAILQ_HEAD(owner_list, owner_request);
+
+struct owner_finder {
+	struct hub *hub;
+	uv_work_t work;
+	struct owner_list asked, looking;	/* looking: the pool thread's while running */
+	bool running;
+};
+
+static void look(uv_work_t *work)
+{
+	struct owner_finder *f = work->data;
+	struct owner_query *queries[OWNER_BATCH];
+	struct owner_request *r;
+	size_t n = 0;
+
+	STAILQ_FOREACH(r, &f->looking, next)
+		queries[n++] = &r->query;
+	owner_scan(queries, n);
+}
+
+static void start(struct owner_finder *f);
+
+static void on_looked(uv_work_t *work, int status)
+{
+	struct owner_finder *f = work->data;
+	struct owner_request *r;
+
+	f->running = false;
+	while ((r = STAILQ_FIRST(&f->looking))) {
+		STAILQ_REMOVE_HEAD(&f->looking, next);
+		if (r->done)
+			r->done(r->arg, r->query.answer);
+		free(r);
+	}
+	start(f);
+	hub_unref(f->hub);
+}
+
+static void start(struct owner_finder *f)
+{
+	struct owner_request *r;
+
+	for (int i = 0; !f->running && i < OWNER_BATCH && (r = STAILQ_FIRST(&f->asked));) {
+		STAILQ_REMOVE_HEAD(&f->asked, next);
+		if (!r->done) {
+			free(r);
+			continue;
+		}
+		STAILQ_INSERT_TAIL(&f->looking, r, next);
+		i++;
+	}
+	if (f->running || STAILQ_EMPTY(&f->looking))
+		return;
+	f->running = true;
+	f->work.data = f;
+	hub_ref(f->hub);
+	uv_queue_work(&f->hub->loop->uv, &f->work, look, on_looked);
+}
+
+struct owner_finder *owner_finder_new(struct hub *hub)
+{
+	struct owner_finder *f = xnew(struct owner_finder);
+
+	f->hub = hub;
+	STAILQ_INIT(&f->asked);
+	STAILQ_INIT(&f->looking);
+	return f;
+}
+
+void owner_finder_free(struct owner_finder *f)
+{
+	struct owner_request *r;
+
+	assert(!f->running);
+	while ((r = STAILQ_FIRST(&f->asked))) {
+		STAILQ_REMOVE_HEAD(&f->asked, next);
+		free(r);
+	}
+	free(f);
+}
+
+struct owner_request *owner_ask(struct owner_finder *f, int proto, const struct in6_addr *ip,
+				uint16_t port, void (*done)(void *arg, const char *answer),
+				void *arg)
+{
+	struct owner_request *r = xnew(struct owner_request);
+
+	r->query = (struct owner_query){ .proto = proto, .ip = *ip, .port = port };
+	r->done = done;
+	r->arg = arg;
+	STAILQ_INSERT_TAIL(&f->asked, r, next);
+	start(f);
+	return r;
+}
+
+void owner_cancel(struct owner_request *r)
+{
+	r->done = NULL;
+}

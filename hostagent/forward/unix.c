@@ -1,0 +1,83 @@
+#include "hostagent/forward/unix.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+#include "lib/base/path.h"
+#include "lib/base/scoped.h"
+
+static int unix_socket(int *ret_fd, struct error *err)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return error_sys(err, -errno, "unix socket");
+	*ret_fd = fd;
+	return 0;
+}
+
+static int make_parent(const char *path, struct error *err)
+{
+	scoped_free char *dir = xstrdup(path);
+	char *slash = strrchr(dir, '/');
+
+	if (!slash || slash == dir)
+		return 0;
+	*slash = 0;
+	return path_exists(dir) ? 0 : path_mkdir_all(dir, 0700, err);
+}
+
+/* A socket file answers ECONNREFUSED when its listener is gone (unix(7)). */
+static int remove_stale(const struct sockaddr_un *addr, struct error *err)
+{
+	scoped_fd int probe = -1;
+	struct stat st;
+
+	if (lstat(addr->sun_path, &st) < 0)
+		return 0;
+	if (!S_ISSOCK(st.st_mode))
+		return error_set(err, -EEXIST, "exists and is not a socket");
+	if (unix_socket(&probe, err) < 0)
+		return err->code;
+	if (connect(probe, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN)
+		return error_set(err, -EADDRINUSE, "another program listens there");
+	if (errno != ECONNREFUSED && errno != ENOENT)
+		return error_sys(err, -errno, "probe `%s`", addr->sun_path);
+	log_debug("forward: removing stale socket `%s`", addr->sun_path);
+	unlink(addr->sun_path);
+	return 0;
+}
+
+int unix_listen(const char *path, int *ret_fd, struct unix_id *ret_id, struct error *err)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	scoped_fd int fd = -1;
+	struct stat st;
+
+	if (strlen(path) >= sizeof(addr.sun_path))
+		return error_set(err, -ENAMETOOLONG, "`%s` is longer than a socket's name may be (%zu)",
+				 path, sizeof(addr.sun_path) - 1);
+	strcpy(addr.sun_path, path);
+	if (make_parent(path, err) < 0 || remove_stale(&addr, err) < 0 || unix_socket(&fd, err) < 0)
+		return err->code;
+	/* Linux gives the file the socket inode's mode: no moment with a wider one */
+	if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
+	    listen(fd, SOMAXCONN) < 0 || lstat(path, &st) < 0)
+		return error_sys(err, -errno, "listen on `%s`", path);
+	*ret_id = (struct unix_id){ st.st_dev, st.st_ino };
+	*ret_fd = steal_fd(&fd);
+	return 0;
+}
+
+void unix_remove(const char *path, const struct unix_id *id)
+{
+	struct stat st;
+
+	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_dev == id->dev &&
+	    st.st_ino == id->ino)
+		unlink(path);
+}

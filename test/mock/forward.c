@@ -1,0 +1,263 @@
+#include "test/mock/forward.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "hostagent/forward/address.h"
+#include "lib/base/mem.h"
+
+static void on_event(void *arg, const struct forward_event *ev)
+{
+	static const char *const names[] = { "forwarding", "not-forwarding", "stopping", "failed" };
+	struct fx *fx = arg;
+
+	strv_addf(&fx->events, "%s %s %s %s%s%s", names[ev->type], ev->protocol, ev->guest_addr,
+		  *ev->host_addr ? ev->host_addr : "-", *ev->error ? " " : "", ev->error);
+}
+
+void fx_start(struct fx *fx, const struct config_port_forward *rules, size_t n,
+	      const struct forward_limits *limits)
+{
+	struct forward_options opts = { .ssh_local_port = 60022, .event = on_event, .arg = fx };
+	struct error err = { 0 };
+
+	*fx = (struct fx){ 0 };
+	assert_int_equal(loop_init(&fx->loop, &err), 0);
+	fx->config.port_forwards = (struct config_port_forward *)rules;
+	fx->config.n_port_forwards = n;
+	opts.config = &fx->config;
+	if (limits)
+		opts.limits = *limits;
+	assert_int_equal(forward_new(&fx->loop, &opts, &fx->forward, &err), 0);
+	mock_lane_init(&fx->lane, &fx->loop);
+	forward_set_lane(fx->forward, &fx->lane.lane);
+}
+
+static void on_closed(void *arg)
+{
+	((struct fx *)arg)->closed = true;
+}
+
+static bool is_closed(void *arg)
+{
+	return ((struct fx *)arg)->closed;
+}
+
+void fx_stop(struct fx *fx)
+{
+	forward_close(fx->forward, on_closed, fx);
+	assert_int_equal(fx->lane.now, 0);	/* no connection of the lane was forgotten */
+	assert_true(fx_until(fx, is_closed, fx));
+	assert_int_equal(loop_done(&fx->loop), 0);
+	strv_done(&fx->events);
+}
+
+struct guest_port fx_port(int proto, const char *ip, uint16_t port)
+{
+	struct guest_port p = { .proto = proto, .ip = address_v4(0, 0, 0, 0), .port = port };
+
+	if (inet_pton(AF_INET6, ip, &p.ip) != 1)
+		assert_int_equal(inet_pton(AF_INET, ip, p.ip.s6_addr + 12), 1);
+	return p;
+}
+
+void fx_add(struct fx *fx, int proto, const char *ip, uint16_t port)
+{
+	struct guest_port p = fx_port(proto, ip, port);
+
+	forward_change_ports(fx->forward, &p, 1, NULL, 0);
+}
+
+void fx_remove(struct fx *fx, int proto, const char *ip, uint16_t port)
+{
+	struct guest_port p = fx_port(proto, ip, port);
+
+	forward_change_ports(fx->forward, NULL, 0, &p, 1);
+}
+
+uint16_t fx_free_port(void)
+{
+	/* below the range that the kernel hands to clients, so none takes it */
+	static uint16_t next;
+
+	if (!next)
+		next = (uint16_t)(20000 + getpid() % 500 * 20);
+	for (;;) {
+		uint16_t port = next++;
+		int fds[4] = { fx_bind(SOCK_STREAM, "127.0.0.1", port),
+			       fx_bind(SOCK_DGRAM, "127.0.0.1", port),
+			       fx_bind(SOCK_STREAM, "::1", port), fx_bind(SOCK_DGRAM, "::1", port) };
+		bool ok = fds[0] >= 0 && fds[1] >= 0 && fds[2] != -EADDRINUSE &&
+			  fds[3] != -EADDRINUSE;
+
+		for (int i = 0; i < 4; i++)
+			if (fds[i] >= 0)
+				close(fds[i]);
+		if (ok)
+			return port;
+	}
+}
+
+/* --- the loop ---------------------------------------------------------------- */
+
+static void on_timer(uv_timer_t *t)
+{
+	*(bool *)t->data = true;
+}
+
+static bool turn_until(struct fx *fx, unsigned ms, bool (*done)(void *arg), void *arg)
+{
+	bool late = false;
+	uv_timer_t timer;
+
+	uv_timer_init(&fx->loop.uv, &timer);
+	timer.data = &late;
+	uv_update_time(&fx->loop.uv);
+	uv_timer_start(&timer, on_timer, ms, 0);
+	while (!late && !(done && done(arg)))
+		uv_run(&fx->loop.uv, UV_RUN_ONCE);
+	uv_close((uv_handle_t *)&timer, NULL);
+	uv_run(&fx->loop.uv, UV_RUN_NOWAIT);
+	return !late;
+}
+
+bool fx_until(struct fx *fx, bool (*done)(void *arg), void *arg)
+{
+	return turn_until(fx, FX_DEADLINE_MS, done, arg);
+}
+
+void fx_turn(struct fx *fx, unsigned ms)
+{
+	turn_until(fx, ms, NULL, NULL);
+}
+
+struct wanted_event {
+	struct fx *fx;
+	const char *prefix;
+};
+
+static bool newest_is(void *arg)
+{
+	struct wanted_event *w = arg;
+	const struct strv *v = &w->fx->events;
+
+	return v->len && strncmp(v->items[v->len - 1], w->prefix, strlen(w->prefix)) == 0;
+}
+
+bool fx_wait_event(struct fx *fx, const char *prefix)
+{
+	return fx_until(fx, newest_is, &(struct wanted_event){ fx, prefix });
+}
+
+unsigned fx_count_events(struct fx *fx, const char *prefix)
+{
+	unsigned n = 0;
+
+	for (size_t i = 0; i < fx->events.len; i++)
+		n += strncmp(fx->events.items[i], prefix, strlen(prefix)) == 0;
+	return n;
+}
+
+/* --- clients ----------------------------------------------------------------- */
+
+struct client {
+	struct fx *fx;
+	void (*fn)(void *arg);
+	void *arg;
+	bool done;
+};
+
+static void on_client_done(void *arg)
+{
+	((struct client *)arg)->done = true;
+}
+
+static void *client_thread(void *arg)
+{
+	struct client *c = arg;
+
+	c->fn(c->arg);
+	loop_post(&c->fx->loop, on_client_done, c);
+	return NULL;
+}
+
+static bool client_is_done(void *arg)
+{
+	return ((struct client *)arg)->done;
+}
+
+bool fx_client(struct fx *fx, void (*fn)(void *arg), void *arg)
+{
+	struct client c = { .fx = fx, .fn = fn, .arg = arg };
+	pthread_t thread;
+	bool ok;
+
+	assert_int_equal(pthread_create(&thread, NULL, client_thread, &c), 0);
+	ok = fx_until(fx, client_is_done, &c);
+	pthread_join(thread, NULL);
+	return ok;
+}
+
+static int open_socket(int type, const char *ip, uint16_t port, struct sockaddr_storage *sa,
+		       socklen_t *len)
+{
+	struct timeval tv = { .tv_sec = 10 };
+	struct guest_port p = { .ip = address_v4(0, 0, 0, 0) };
+	int fd, on = 1;
+
+	if (inet_pton(AF_INET6, ip, &p.ip) != 1)
+		inet_pton(AF_INET, ip, p.ip.s6_addr + 12);
+	*len = address_to_sockaddr(&p.ip, port, sa);
+	fd = socket(sa->ss_family, type | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+	if ((type & 0xf) == SOCK_STREAM)
+		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	if (sa->ss_family == AF_INET6)
+		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
+	return fd;
+}
+
+int fx_connect(int type, const char *ip, uint16_t port)
+{
+	struct sockaddr_storage sa;
+	socklen_t len;
+	int fd = open_socket(type, ip, port, &sa, &len), rc;
+
+	if (fd >= 0 && connect(fd, (struct sockaddr *)&sa, len) < 0 && errno != EINPROGRESS) {
+		rc = -errno;
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
+
+int fx_bind(int type, const char *ip, uint16_t port)
+{
+	struct sockaddr_storage sa;
+	socklen_t len;
+	int fd = open_socket(type, ip, port, &sa, &len), rc;
+
+	if (fd < 0)
+		return fd;
+	if (bind(fd, (struct sockaddr *)&sa, len) < 0 ||
+	    ((type & 0xf) == SOCK_STREAM && listen(fd, 128) < 0)) {
+		rc = -errno;
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
