@@ -67,8 +67,7 @@ static void add_process(const struct qemu_args_input *in, struct strv *v)
 	addf(v, "-name", "lima-%s,process=qemu-lima-%s,debug-threads=on", in->name, in->name);
 	/* QEMU's own, one line; we rewrite it in our format once it is up. This
 	 * one serves if we die in between. */
-	scoped_free char *pid = escaped(in->pid_file);
-	add(v, "-pidfile", pid);
+	add(v, "-pidfile", in->pid_file);	/* taken as it is */
 	/* seccomp, design.md §5. A guest that owns QEMU cannot start programs,
 	 * gain rights, or use system calls of the last century. */
 	if (in->sandbox)
