@@ -1,0 +1,23 @@
+/* dial.h - "ip:port" as the host writes it, and what to connect to for it */
+#pragma once
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+enum { DIAL_MAX = 2 };
+
+union dial_addr {
+	struct sockaddr sa;
+	struct sockaddr_in in;
+	struct sockaddr_in6 in6;
+};
+
+struct dial {
+	unsigned len;	/* 1..DIAL_MAX; to be tried in this order */
+	union dial_addr addrs[DIAL_MAX];
+};
+
+/* Reads "a.b.c.d:port" or "[v6]:port", numbers only, port 1..65535; anything
+ * else is -EINVAL. A server on the wildcard address is reached by loopback;
+ * for "::" by ::1 and then 127.0.0.1, since ::1 may be missing in the guest. */
+int dial_parse(const char *text, struct dial *ret);

@@ -1,0 +1,37 @@
+/* tunnel.h - from a stream of GuestService to a socket in the guest, and back
+ *
+ * The host opens a stream for each connection (TCP) or client (UDP); we connect
+ * to the address it names and copy both ways. The host is trusted to name any
+ * address, as with Lima, but the text is parsed strictly (dial.h).
+ *
+ * TCP: an end of file in one direction leaves the other open; a reset passes as
+ * a reset both ways, and so does a lost link, so that half a transfer never
+ * looks whole. Reading stops while the stream or the socket cannot take more:
+ * what one tunnel holds is bounded by the stream's 256 KiB, by one host message
+ * towards the socket, and by a number of tunnels.
+ *
+ * UDP: one connected socket per client, so that replies come back to the right
+ * one. Datagrams up to 65,507 bytes whole, empty ones too; what a full socket
+ * does not take is dropped, as on any wire. The host decides when a flow is idle.
+ */
+#pragma once
+
+#include "lib/base/loop.h"
+#include "proto/guest_server.h"
+
+struct tunnels;
+
+enum {
+	TUNNEL_MAX = 4096,
+	TUNNEL_CONNECT_MS = 10 * 1000,
+};
+
+struct tunnels *tunnels_new(struct loop *loop);
+unsigned tunnels_count(const struct tunnels *t);
+
+/* For guest_server_callbacks.tunnel: answers opened or refused, later or now. */
+void tunnels_open(struct tunnels *t, struct guest_stream *s, int proto, const char *guest_addr);
+
+/* After the guest server was closed, which ended every stream: resets what is
+ * still being delivered. @closed runs when nothing is left. */
+void tunnels_close(struct tunnels *t, void (*closed)(void *arg), void *arg);

@@ -1,0 +1,318 @@
+#include <assert.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+
+#include "guestagent/tunnel_impl.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum { KEEPALIVE_S = 60 };
+
+/* Owner: the tunnels list. Alive until both handles are closed.
+ *
+ * connecting --> relaying --> (stream ended in order, bytes for the socket left)
+ *      |             |              draining
+ *      +-------------+----------------+--> closing
+ */
+struct tcp {
+	struct tunnel base;
+	struct guest_stream *stream;	/* NULL once it ended */
+	uv_tcp_t sock;
+	uv_timer_t timer;		/* for connect() */
+	uv_connect_t connect;
+	uv_shutdown_t shutdown;
+	struct dial to;
+	unsigned tried;			/* addresses of `to` */
+	unsigned handles;		/* not yet closed */
+	unsigned writes;		/* uv_write()s in flight */
+	bool sock_made;
+	bool connected;
+	bool shutting;			/* uv_shutdown() in flight */
+	bool eof_sent;			/* the guest's server half-closed */
+	bool closing;
+};
+
+struct write {
+	uv_write_t req;
+	struct tcp *t;
+	uint8_t data[];
+};
+
+static void try_connect(struct tcp *t);
+
+static void on_handle_closed(uv_handle_t *h)
+{
+	struct tcp *t = h->data;
+
+	if (--t->handles)
+		return;
+	tunnel_leave(&t->base);
+	free(t);
+}
+
+static void tcp_close(struct tcp *t)
+{
+	if (t->closing)
+		return;
+	t->closing = true;
+	uv_close((uv_handle_t *)&t->timer, on_handle_closed);
+	if (t->sock_made)
+		uv_close((uv_handle_t *)&t->sock, on_handle_closed);
+}
+
+/* By hand: uv_tcp_close_reset() refuses while a shutdown is pending. */
+static void tcp_reset(struct tcp *t)
+{
+	struct linger now = { .l_onoff = 1, .l_linger = 0 };
+	int fd;
+
+	if (!t->closing && t->connected && uv_fileno((uv_handle_t *)&t->sock, &fd) == 0)
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	tcp_close(t);
+}
+
+static void on_abort(struct tunnel *base)
+{
+	tcp_reset(container_of(base, struct tcp, base));
+}
+
+/* The guest's socket failed: so does the host's. */
+static void tcp_fail(struct tcp *t, int code)
+{
+	if (t->closing)
+		return;
+	if (t->stream)
+		guest_stream_reset(steal_ptr(&t->stream), code);
+	tcp_reset(t);
+}
+
+static void close_if_drained(struct tcp *t)
+{
+	if (!t->stream && t->writes == 0 && !t->shutting)
+		tcp_close(t);
+}
+
+/* --- socket to stream ----------------------------------------------------- */
+
+static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
+{
+	struct tcp *t = h->data;
+
+	tunnel_read_buffer(t->base.owner, buf);
+}
+
+static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
+{
+	struct tcp *t = s->data;
+
+	if (t->closing || !t->stream || n == 0)
+		return;
+	if (n == UV_EOF) {
+		t->eof_sent = true;
+		uv_read_stop(s);
+		guest_stream_eof(t->stream);
+		return;
+	}
+	if (n < 0) {
+		tcp_fail(t, (int)n);
+		return;
+	}
+	if (!guest_stream_write(t->stream, tunnel_take_read(t->base.owner, (size_t)n), (size_t)n))
+		uv_read_stop(s);
+}
+
+static void on_writable(void *arg)
+{
+	struct tcp *t = arg;
+
+	if (!t->closing && t->connected && !t->eof_sent)
+		uv_read_start((uv_stream_t *)&t->sock, on_alloc, on_read);
+}
+
+/* --- stream to socket ----------------------------------------------------- */
+
+static void on_written(uv_write_t *req, int status)
+{
+	struct write *w = container_of(req, struct write, req);
+	struct tcp *t = w->t;
+
+	free(w);
+	t->writes--;
+	if (status < 0 && status != UV_ECANCELED) {
+		tcp_fail(t, status);
+		return;
+	}
+	if (t->closing)
+		return;
+	if (t->writes == 0 && t->stream)
+		guest_stream_resume(t->stream);
+	close_if_drained(t);
+}
+
+/* What the socket did not take at once; nothing more is taken from the host
+ * until it did. */
+static void write_rest(struct tcp *t, const uint8_t *data, size_t len)
+{
+	struct write *w = xmalloc(sizeof(*w) + len);
+	uv_buf_t buf = uv_buf_init((char *)w->data, (unsigned)len);
+	int rc;
+
+	w->t = t;
+	memcpy(w->data, data, len);
+	rc = uv_write(&w->req, (uv_stream_t *)&t->sock, &buf, 1, on_written);
+	if (rc < 0) {
+		free(w);
+		tcp_fail(t, rc);
+		return;
+	}
+	t->writes++;
+	guest_stream_pause(t->stream);
+}
+
+static void on_data(void *arg, const uint8_t *data, size_t len)
+{
+	struct tcp *t = arg;
+	uv_buf_t buf = uv_buf_init((char *)(uintptr_t)data, (unsigned)len);
+	int n = 0;
+
+	if (t->closing || t->shutting || len == 0)
+		return;
+	if (t->writes == 0)
+		n = uv_try_write((uv_stream_t *)&t->sock, &buf, 1);
+	if (n == UV_EAGAIN)
+		n = 0;
+	if (n < 0)
+		tcp_fail(t, n);
+	else if ((size_t)n < len)
+		write_rest(t, data + n, len - (size_t)n);
+}
+
+static void on_shut(uv_shutdown_t *req, int status)
+{
+	struct tcp *t = req->data;
+
+	t->shutting = false;
+	if (!t->closing)
+		close_if_drained(t);
+}
+
+static void on_eof(void *arg)
+{
+	struct tcp *t = arg;
+
+	if (t->closing || t->shutting)
+		return;
+	t->shutdown.data = t;
+	/* ENOTCONN: the server is gone already, reading will tell */
+	t->shutting = uv_shutdown(&t->shutdown, (uv_stream_t *)&t->sock, on_shut) == 0;
+}
+
+/* In order: what the server has not taken yet is still delivered. Otherwise the
+ * transfer is cut, and the server must see that. */
+static void on_stream_closed(void *arg, const struct error *why)
+{
+	struct tcp *t = arg;
+
+	t->stream = NULL;
+	if (t->closing)
+		return;
+	if (why->code != 0 || !t->connected) {
+		tcp_reset(t);
+		return;
+	}
+	uv_read_stop((uv_stream_t *)&t->sock);
+	close_if_drained(t);
+}
+
+/* --- connect -------------------------------------------------------------- */
+
+static void refuse(struct tcp *t, int code)
+{
+	if (t->stream)
+		tunnel_refuse(steal_ptr(&t->stream), code);
+	tcp_close(t);
+}
+
+static void on_retry_closed(uv_handle_t *h)
+{
+	struct tcp *t = h->data;
+
+	if (t->closing) {
+		on_handle_closed(h);
+		return;
+	}
+	t->handles--;
+	try_connect(t);
+}
+
+static void on_connected(uv_connect_t *req, int status)
+{
+	struct tcp *t = req->data;
+
+	if (t->closing || status == UV_ECANCELED)
+		return;
+	if (status < 0 && t->tried < t->to.len) {
+		t->sock_made = false;	/* tcp_close() leaves it alone from here on */
+		uv_close((uv_handle_t *)&t->sock, on_retry_closed);
+		return;
+	}
+	if (status < 0) {
+		refuse(t, status);
+		return;
+	}
+	t->connected = true;
+	uv_timer_stop(&t->timer);
+	uv_tcp_nodelay(&t->sock, 1);
+	uv_tcp_keepalive(&t->sock, 1, KEEPALIVE_S);
+	guest_stream_opened(t->stream);
+	guest_stream_resume(t->stream);
+	if (!t->closing)
+		uv_read_start((uv_stream_t *)&t->sock, on_alloc, on_read);
+}
+
+static void on_connect_timeout(uv_timer_t *timer)
+{
+	refuse(timer->data, -ETIMEDOUT);
+}
+
+static void try_connect(struct tcp *t)
+{
+	const union dial_addr *to = &t->to.addrs[t->tried++];
+	int rc = uv_tcp_init_ex(&tunnel_loop(t->base.owner)->uv, &t->sock, to->sa.sa_family);
+
+	if (rc < 0) {	/* no descriptor, or no such family */
+		if (t->tried < t->to.len)
+			try_connect(t);
+		else
+			refuse(t, rc);
+		return;
+	}
+	t->sock.data = t->connect.data = t;
+	t->sock_made = true;
+	t->handles++;
+	rc = uv_tcp_connect(&t->connect, &t->sock, &to->sa, on_connected);
+	if (rc < 0)
+		refuse(t, rc);
+}
+
+void tunnel_tcp_open(struct tunnels *owner, struct guest_stream *s, const struct dial *to)
+{
+	struct tcp *t = xnew(struct tcp);
+	struct guest_stream_callbacks cb = { .data = on_data,
+					     .eof = on_eof,
+					     .writable = on_writable,
+					     .closed = on_stream_closed,
+					     .arg = t };
+
+	t->stream = s;
+	t->to = *to;
+	tunnel_join(owner, &t->base, on_abort);
+	uv_timer_init(&tunnel_loop(owner)->uv, &t->timer);
+	t->timer.data = t;
+	t->handles = 1;
+	uv_timer_start(&t->timer, on_connect_timeout, TUNNEL_CONNECT_MS, 0);
+	guest_stream_set_callbacks(s, &cb);
+	guest_stream_pause(s);	/* a peer without kinds sends before we are connected */
+	try_connect(t);
+}

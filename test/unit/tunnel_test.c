@@ -1,0 +1,532 @@
+/* Tunnels against real sockets; the host's side of the stream is a mock. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <arpa/inet.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "guestagent/dial.h"
+#include "guestagent/tunnel.h"
+#include "lib/base/clock.h"
+#include "lib/base/mem.h"
+#include "test/mock/guest_stream.h"
+
+enum { DEADLINE_MS = 10000 };
+
+struct fixture {
+	struct loop loop;
+	struct tunnels *tunnels;
+	uv_timer_t tick;	/* so that a waiting loop looks at its deadline */
+	bool closed;
+};
+
+static void on_tick(uv_timer_t *t)
+{
+}
+
+static void fixture_start(struct fixture *f)
+{
+	struct error err = ERROR_NONE;
+
+	*f = (struct fixture){ 0 };
+	assert_int_equal(loop_init(&f->loop, &err), 0);
+	f->tunnels = tunnels_new(&f->loop);
+	uv_timer_init(&f->loop.uv, &f->tick);
+	uv_timer_start(&f->tick, on_tick, 5, 5);
+}
+
+static void on_tunnels_closed(void *arg)
+{
+	((struct fixture *)arg)->closed = true;
+}
+
+#define wait_for(f, cond)                                                   \
+	do {                                                                \
+		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;          \
+		while (!(cond)) {                                           \
+			if (clock_mono_ms() > until_ms)                     \
+				fail_msg("never came true: %s", #cond);     \
+			uv_run(&(f)->loop.uv, UV_RUN_ONCE);                 \
+		}                                                           \
+	} while (0)
+
+static void fixture_stop(struct fixture *f)
+{
+	loop_ref(&f->loop);
+	tunnels_close(f->tunnels, on_tunnels_closed, f);
+	wait_for(f, f->closed);
+	loop_unref(&f->loop);
+	uv_close((uv_handle_t *)&f->tick, NULL);
+	loop_run(&f->loop);
+	assert_int_equal(loop_done(&f->loop), 0);
+}
+
+static int server_socket(int type, char addr[64])
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(a);
+	int fd = socket(AF_INET, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	if (type == SOCK_STREAM)
+		assert_int_equal(listen(fd, 16), 0);
+	getsockname(fd, (struct sockaddr *)&a, &len);
+	snprintf(addr, 64, "127.0.0.1:%u", ntohs(a.sin_port));
+	return fd;
+}
+
+static bool readable(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	return poll(&p, 1, 0) == 1;
+}
+
+/* Opens a tunnel to a fresh server; returns the server's end of it. */
+static int open_tcp(struct fixture *f, struct guest_stream *s)
+{
+	char addr[64];
+	scoped_fd int l = server_socket(SOCK_STREAM, addr);
+	int fd;
+
+	tunnels_open(f->tunnels, s, IPPROTO_TCP, addr);
+	assert_true(s->paused);		/* nothing from the host before connect() */
+	wait_for(f, s->opened && readable(l));
+	assert_false(s->paused);
+	fd = accept4(l, NULL, NULL, SOCK_NONBLOCK);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+static void from_host(struct guest_stream *s, const void *data, size_t len)
+{
+	assert_false(s->paused);
+	s->cb.data(s->cb.arg, data, len);
+}
+
+/* Reads @len bytes at the server while the loop runs. */
+static void server_expect(struct fixture *f, int fd, const uint8_t *want, size_t len)
+{
+	uint8_t got[65536];
+	size_t at = 0;
+
+	while (at < len) {
+		ssize_t n;
+
+		wait_for(f, readable(fd));
+		n = read(fd, got, MIN(sizeof(got), len - at));
+		assert_true(n > 0);
+		assert_memory_equal(got, want + at, (size_t)n);
+		at += (size_t)n;
+	}
+}
+
+static uint8_t *pattern(size_t len)
+{
+	uint8_t *p = xmalloc(len);
+
+	for (size_t i = 0; i < len; i++)
+		p[i] = (uint8_t)(i * 7 + i / 251);
+	return p;
+}
+
+static void server_send(struct fixture *f, int fd, const uint8_t *data, size_t len)
+{
+	for (size_t at = 0; at < len;) {
+		ssize_t n = write(fd, data + at, len - at);
+
+		if (n > 0)
+			at += (size_t)n;
+		else
+			uv_run(&f->loop.uv, UV_RUN_ONCE);
+	}
+}
+
+static int read_end(struct fixture *f, int fd)
+{
+	char c;
+	ssize_t n;
+
+	wait_for(f, readable(fd));
+	n = read(fd, &c, 1);
+	assert_true(n <= 0);
+	return n == 0 ? 0 : -errno;
+}
+
+/* --- TCP ------------------------------------------------------------------ */
+
+enum { BULK = 3 << 20 };
+
+/* The client ends first, the server answers only then (`nc -N`, HTTP/1.0 POST). */
+static void test_tcp_host_half_closes_first(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	scoped_free uint8_t *data = pattern(BULK);
+	scoped_fd int fd = -1;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	from_host(&s, "question", 8);
+	s.cb.eof(s.cb.arg);
+	server_expect(&f, fd, (const uint8_t *)"question", 8);
+	assert_int_equal(read_end(&f, fd), 0);
+	server_send(&f, fd, data, BULK);
+	shutdown(fd, SHUT_WR);
+	wait_for(&f, s.eof);
+	assert_int_equal(s.got.len, BULK);
+	assert_memory_equal(s.got.data, data, BULK);
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	buf_done(&s.got);
+	fixture_stop(&f);
+}
+
+/* The server ends first; what the client sends after still arrives. */
+static void test_tcp_guest_half_closes_first(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	scoped_free uint8_t *data = pattern(BULK);
+	scoped_fd int fd = -1;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	server_send(&f, fd, (const uint8_t *)"bye", 3);
+	shutdown(fd, SHUT_WR);
+	wait_for(&f, s.eof);
+	assert_int_equal(s.got.len, 3);
+	for (size_t at = 0; at < BULK;) {
+		size_t n = MIN((size_t)BULK - at, (size_t)100000);
+
+		from_host(&s, data + at, n);
+		server_expect(&f, fd, data + at, n);
+		wait_for(&f, !s.paused);
+		at += n;
+	}
+	s.cb.eof(s.cb.arg);
+	assert_int_equal(read_end(&f, fd), 0);
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	buf_done(&s.got);
+	fixture_stop(&f);
+}
+
+/* The stream ends in order while the server has not read all: it still gets it. */
+static void test_tcp_rest_is_delivered_after_the_end(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	size_t len = 16 << 20;	/* more than socket buffers take */
+	scoped_free uint8_t *data = pattern(len);
+	scoped_fd int fd = -1;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	shutdown(fd, SHUT_WR);
+	wait_for(&f, s.eof);
+	from_host(&s, data, len);
+	assert_true(s.paused);
+	s.cb.eof(s.cb.arg);
+	mock_stream_end(&s, 0);
+	server_expect(&f, fd, data, len);
+	assert_int_equal(read_end(&f, fd), 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
+static void test_tcp_host_reset_and_lost_link(void **state)
+{
+	static const int codes[] = { -ECONNRESET, -ECANCELED };
+
+	for (size_t i = 0; i < ARRAY_SIZE(codes); i++) {
+		struct fixture f;
+		struct guest_stream s = { 0 };
+		scoped_fd int fd = -1;
+
+		fixture_start(&f);
+		fd = open_tcp(&f, &s);
+		from_host(&s, "half a tran", 11);
+		server_expect(&f, fd, (const uint8_t *)"half a tran", 11);
+		mock_stream_end(&s, codes[i]);
+		assert_int_equal(read_end(&f, fd), -ECONNRESET);
+		wait_for(&f, tunnels_count(f.tunnels) == 0);
+		fixture_stop(&f);
+	}
+}
+
+static void test_tcp_guest_resets(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	struct linger now = { .l_onoff = 1 };
+	int fd;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	close(fd);
+	wait_for(&f, s.reset);
+	assert_int_equal(s.reset, -ECONNRESET);
+	assert_false(s.eof);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
+static void test_tcp_refused(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	char addr[64];
+
+	fixture_start(&f);
+	close(server_socket(SOCK_STREAM, addr));
+	tunnels_open(f.tunnels, &s, IPPROTO_TCP, addr);
+	wait_for(&f, s.refused);
+	assert_int_equal(s.refused, -ECONNREFUSED);
+	assert_false(s.opened);
+	mock_stream_end(&s, -ECONNREFUSED);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
+/* The host takes little: reading from the server stops, then goes on. */
+static void test_tcp_host_is_slow(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { .accept_max = 256 * 1024 };
+	scoped_free uint8_t *data = pattern(BULK * 8);
+	scoped_fd int fd = -1;
+	ssize_t sent = 0, n;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	for (unsigned still = 0; still < 20; still++) {
+		n = write(fd, data + sent, (size_t)(BULK * 8 - sent));
+		if (n > 0) {
+			sent += n;
+			still = 0;
+		}
+		uv_run(&f.loop.uv, UV_RUN_ONCE);
+	}
+	assert_true(sent < BULK * 8);			/* the server was held back */
+	assert_true(s.got.len < 512 * 1024);		/* by us, not by the mock */
+	s.accept_max = 0;
+	s.cb.writable(s.cb.arg);
+	server_send(&f, fd, data + sent, (size_t)(BULK * 8 - sent));
+	shutdown(fd, SHUT_WR);
+	wait_for(&f, s.eof);
+	assert_int_equal(s.got.len, BULK * 8);
+	assert_memory_equal(s.got.data, data, BULK * 8);
+	mock_stream_end(&s, -ECONNRESET);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	buf_done(&s.got);
+	fixture_stop(&f);
+}
+
+/* The server takes little: the stream is paused, one message is held. */
+static void test_tcp_server_is_slow(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	scoped_free uint8_t *data = pattern(256 * 1024);
+	scoped_fd int fd = -1;
+	unsigned sent = 0;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	while (!s.paused && sent < 1000) {
+		from_host(&s, data, 256 * 1024);
+		sent++;
+	}
+	assert_true(s.paused);
+	for (unsigned i = 0; i < sent; i++)
+		server_expect(&f, fd, data, 256 * 1024);
+	wait_for(&f, !s.paused);
+	mock_stream_end(&s, 0);
+	assert_int_equal(read_end(&f, fd), 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
+/* The stream goes while connect() is under way, and the agent stops with
+ * tunnels in every state. */
+static void test_tcp_ends_while_connecting(void **state)
+{
+	struct fixture f;
+	struct guest_stream gone = { 0 }, open = { 0 }, connecting = { 0 };
+	char addr[64];
+	scoped_fd int l = server_socket(SOCK_STREAM, addr), fd = -1;
+
+	fixture_start(&f);
+	tunnels_open(f.tunnels, &gone, IPPROTO_TCP, addr);
+	mock_stream_end(&gone, -ECANCELED);
+	fd = open_tcp(&f, &open);
+	tunnels_open(f.tunnels, &connecting, IPPROTO_TCP, addr);
+	mock_stream_end(&open, -ECANCELED);
+	mock_stream_end(&connecting, -ECANCELED);
+	fixture_stop(&f);
+}
+
+/* A wildcard server is dialled by loopback, "::" falls back to 127.0.0.1. */
+static void test_tcp_wildcard(void **state)
+{
+	static const char *const forms[] = { "0.0.0.0:%u", "[::]:%u" };
+
+	for (size_t i = 0; i < ARRAY_SIZE(forms); i++) {
+		struct fixture f;
+		struct guest_stream s = { 0 };
+		char addr[64], ask[80];
+		unsigned port;
+		scoped_fd int l = server_socket(SOCK_STREAM, addr);
+
+		fixture_start(&f);
+		sscanf(addr, "127.0.0.1:%u", &port);
+		snprintf(ask, sizeof(ask), i ? forms[1] : forms[0], port);
+		tunnels_open(f.tunnels, &s, IPPROTO_TCP, ask);
+		wait_for(&f, s.opened);
+		mock_stream_end(&s, 0);
+		wait_for(&f, tunnels_count(f.tunnels) == 0);
+		fixture_stop(&f);
+	}
+}
+
+/* --- UDP ------------------------------------------------------------------ */
+
+static void test_udp_sizes_both_ways(void **state)
+{
+	static const size_t sizes[] = { 0, 1, 1472, 20000, 65507 };
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	scoped_free uint8_t *data = pattern(65536), *got = xmalloc(65536);
+	struct sockaddr_in from;
+	socklen_t from_len = sizeof(from);
+	char addr[64];
+	scoped_fd int fd = server_socket(SOCK_DGRAM, addr);
+
+	fixture_start(&f);
+	tunnels_open(f.tunnels, &s, IPPROTO_UDP, addr);
+	assert_true(s.opened);
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		ssize_t n;
+
+		from_host(&s, data, sizes[i]);
+		wait_for(&f, readable(fd));
+		n = recvfrom(fd, got, 65536, 0, (struct sockaddr *)&from, &from_len);
+		assert_int_equal(n, sizes[i]);
+		assert_memory_equal(got, data, sizes[i]);
+		buf_reset(&s.got);
+		assert_int_equal(sendto(fd, data, sizes[i], 0, (struct sockaddr *)&from, from_len), n);
+		wait_for(&f, s.messages == i + 1);
+		assert_int_equal(s.last_len, sizes[i]);
+		if (sizes[i])
+			assert_memory_equal(s.got.data, data, sizes[i]);
+	}
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	buf_done(&s.got);
+	fixture_stop(&f);
+}
+
+/* No server yet: the ICMP answer ends nothing, and the server's first
+ * datagram after its start arrives. */
+static void test_udp_server_comes_later(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	unsigned port;
+	char addr[64];
+	int fd;
+
+	fixture_start(&f);
+	close(server_socket(SOCK_DGRAM, addr));
+	sscanf(addr, "127.0.0.1:%u", &port);
+	tunnels_open(f.tunnels, &s, IPPROTO_UDP, addr);
+	for (int i = 0; i < 3; i++) {
+		from_host(&s, "lost", 4);
+		uv_run(&f.loop.uv, UV_RUN_ONCE);
+	}
+	assert_int_equal(s.reset, 0);
+	a.sin_port = htons((uint16_t)port);
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	from_host(&s, "there", 5);
+	wait_for(&f, readable(fd));
+	close(fd);
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
+/* --- addresses, bounds ---------------------------------------------------- */
+
+static void test_dial_parse(void **state)
+{
+	static const struct {
+		const char *text;
+		unsigned addrs;	/* 0: refused */
+	} rows[] = {
+		{ "127.0.0.1:80", 1 },	  { "0.0.0.0:1", 1 },	   { "[::1]:65535", 1 },
+		{ "[::]:80", 2 },	  { "10.1.2.3:00080", 1 }, { "[::ffff:127.0.0.1]:80", 1 },
+		{ "", 0 },		  { ":", 0 },		   { "127.0.0.1", 0 },
+		{ "127.0.0.1:", 0 },	  { "127.0.0.1:0", 0 },	   { "127.0.0.1:65536", 0 },
+		{ "127.0.0.1:99999999999", 0 }, { "127.0.0.1:-1", 0 }, { "127.0.0.1:8 ", 0 },
+		{ "localhost:80", 0 },	  { "::1:80", 0 },	   { "[::1:80", 0 },
+		{ "[]:80", 0 },		  { "[127.0.0.1]:80", 0 }, { "[fe80::1%eth0]:80", 0 },
+		{ "1.2.3:80", 0 },	  { "/run/x.sock", 0 },	   { "[::1]80", 0 },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		struct dial d;
+		int rc = dial_parse(rows[i].text, &d);
+
+		if (rc != (rows[i].addrs ? 0 : -EINVAL) || (rc == 0 && d.len != rows[i].addrs))
+			fail_msg("`%s`: %d", rows[i].text, rc);
+	}
+}
+
+static void test_bad_requests_are_refused(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 }, t = { 0 };
+
+	fixture_start(&f);
+	tunnels_open(f.tunnels, &s, IPPROTO_TCP, "not an address\x1b[2J");
+	assert_int_equal(s.refused, -EINVAL);
+	tunnels_open(f.tunnels, &t, 99, "127.0.0.1:1");
+	assert_int_equal(t.refused, -EPROTONOSUPPORT);
+	s.cb.data(s.cb.arg, (const uint8_t *)"late", 4);	/* nobody minds */
+	mock_stream_end(&s, -EINVAL);
+	mock_stream_end(&t, -EINVAL);
+	assert_int_equal(tunnels_count(f.tunnels), 0);
+	fixture_stop(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_tcp_host_half_closes_first),
+		cmocka_unit_test(test_tcp_guest_half_closes_first),
+		cmocka_unit_test(test_tcp_rest_is_delivered_after_the_end),
+		cmocka_unit_test(test_tcp_host_reset_and_lost_link),
+		cmocka_unit_test(test_tcp_guest_resets),
+		cmocka_unit_test(test_tcp_refused),
+		cmocka_unit_test(test_tcp_host_is_slow),
+		cmocka_unit_test(test_tcp_server_is_slow),
+		cmocka_unit_test(test_tcp_ends_while_connecting),
+		cmocka_unit_test(test_tcp_wildcard),
+		cmocka_unit_test(test_udp_sizes_both_ways),
+		cmocka_unit_test(test_udp_server_comes_later),
+		cmocka_unit_test(test_dial_parse),
+		cmocka_unit_test(test_bad_requests_are_refused),
+	};
+
+	return cmocka_run_group_tests_name("tunnel", tests, NULL, NULL);
+}
