@@ -53,6 +53,10 @@ int guest_client_new(struct loop *loop, struct rpc *rpc, int fd,
 		     const struct guest_client_callbacks *cb, struct guest_client **ret,
 		     struct error *err);
 
+/* The agent just opened its serial port (DRIVER_AGENT_PORT_OPEN): try the
+ * handshake now instead of at the next round. No-op once the link is up. */
+void guest_client_kick(struct guest_client *c);
+
 enum {
 	GUEST_FEATURE_SNAPSHOT		= 1 << 0,
 	GUEST_FEATURE_TUNNEL_KINDS	= 1 << 1,

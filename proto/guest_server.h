@@ -28,7 +28,7 @@ struct guest_server_callbacks {
 	const Event *(*get_snapshot)(void *arg);
 	/* Steps the clock if need be and fills the answer. */
 	void (*sync_time)(void *arg, const TimeSyncRequest *req, TimeSyncResponse *res);
-	/* A mount path changed on the host. */
+	/* A mount path changed on the host; may be NULL. */
 	void (*inotify)(void *arg, const Inotify *msg);
 	/* The first message of a tunnel; the agent connects and answers with
 	 * guest_stream_opened() or guest_stream_refused(). Set callbacks with
@@ -48,6 +48,10 @@ int guest_server_listen_vsock(struct guest_server *s, unsigned port, struct erro
 /* A character device such as /dev/virtio-ports/NAME; @secret as in link.h. */
 int guest_server_serve_port(struct guest_server *s, const char *device, const uint8_t *secret,
 			    struct error *err);
+/* One connected descriptor, taken also on failure; with @secret (or NULL) the
+ * link handshake runs on it as on a port. For tests. */
+int guest_server_serve_fd(struct guest_server *s, int fd, const uint8_t *secret,
+			  struct error *err);
 /* Sends @event to every listener. The caller has set revision. */
 void guest_server_publish(struct guest_server *s, const Event *event);
 /* Cancels all, closes; @closed runs last. */
