@@ -9,8 +9,8 @@
 #include <string.h>
 
 #include "lib/base/mem.h"
-#include "lib/base/path.h"
 #include "lib/base/strv.h"
+#include "lib/config/locator.h"
 #include "lib/store/instance.h"
 #include "lib/store/layout.h"
 
@@ -84,32 +84,23 @@ static void offer_instances(FILE *out, const char *prefix)
 		offer(out, prefix, name, "instance");
 }
 
-static void offer_templates_in(FILE *out, const char *prefix, const char *path)
-{
-	scoped_dir DIR *dir = opendir(path);
-	struct dirent *de;
-
-	while (dir && (de = readdir(dir))) {
-		size_t len = strlen(de->d_name);
-
-		if (len < 6 || de->d_name[0] == '_' || !streq(de->d_name + len - 5, ".yaml"))
-			continue;
-		scoped_free char *word = xasprintf("template:%.*s", (int)len - 5, de->d_name);
-		offer(out, prefix, word, "template");
-	}
-}
-
 static void offer_templates(FILE *out, const char *prefix)
 {
 	scoped_free char *home = NULL;
 	scoped_strv struct strv dirs = { 0 };
+	struct locator_template *list = NULL;
 	struct error err = { 0 };
-	const char *dir;
+	size_t n = 0;
 
-	if (layout_lima_home(&home, &err) < 0 || layout_template_dirs(home, &dirs, &err) < 0)
+	if (layout_lima_home(&home, &err) < 0 || layout_template_dirs(home, &dirs, &err) < 0 ||
+	    locator_list(&dirs, &list, &n, &err) < 0)
 		return;
-	strv_foreach(dir, &dirs)
-		offer_templates_in(out, prefix, dir);
+	for (size_t i = 0; i < n; i++) {
+		scoped_free char *word = xasprintf("template:%s", list[i].name);
+
+		offer(out, prefix, word, "template");
+	}
+	locator_list_free(list, n);
 }
 
 static void offer_argument(FILE *out, const struct verb *v, const char *word)

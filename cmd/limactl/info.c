@@ -1,39 +1,30 @@
 /* info.c - what this installation is, as JSON (reference/cli.md §2) */
 #include <jansson.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "cmd/limactl/args.h"
 #include "cmd/limactl/instance_arg.h"
 #include "drivers/driver.h"
 #include "lib/base/mem.h"
-#include "lib/base/path.h"
+#include "lib/config/locator.h"
 #include "lib/store/layout.h"
 
-static void add_templates_of(json_t *list, const char *path)
+static json_t *templates(const struct locator_template *list, size_t n)
 {
-	scoped_dir DIR *dir = opendir(path);
-	struct dirent *de;
+	json_t *out = json_array();
 
-	while (dir && (de = readdir(dir))) {
-		size_t len = strlen(de->d_name);
-
-		if (len < 6 || de->d_name[0] == '_' || !streq(de->d_name + len - 5, ".yaml"))
-			continue;
-		json_array_append_new(list, json_pack("{s:s%, s:o}", "name", de->d_name, len - 5,
-						      "location",
-						      json_sprintf("%s/%s", path, de->d_name)));
-	}
+	for (size_t i = 0; i < n; i++)
+		json_array_append_new(out, json_pack("{s:s, s:s}", "name", list[i].name, "location",
+						     list[i].path));
+	return out;
 }
 
-static json_t *templates(const struct strv *dirs)
+static json_t *default_template(const struct locator_template *list, size_t n)
 {
-	json_t *list = json_array();
-	const char *dir;
-
-	strv_foreach(dir, dirs)
-		add_templates_of(list, dir);
-	return list;
+	for (size_t i = 0; i < n; i++)
+		if (streq(list[i].name, "default"))
+			return json_string(list[i].path);
+	return json_null();
 }
 
 static json_t *guest_agents(void)
@@ -63,33 +54,24 @@ static void add_drivers(json_t *root)
 	json_object_set_new(root, "vmTypesEx", ex);
 }
 
-static json_t *default_template(const struct strv *dirs)
-{
-	const char *dir;
-
-	strv_foreach(dir, dirs) {
-		scoped_free char *path = xasprintf("%s/default.yaml", dir);
-
-		if (path_exists(path))
-			return json_string(path);
-	}
-	return json_null();
-}
-
 static int run(const struct args *a)
 {
 	scoped_strv struct strv dirs = { 0 };
 	scoped_free char *home = NULL, *key = NULL, *share = NULL;
 	struct error err = { 0 }, none = { 0 };
-	json_t *root = json_object();
+	struct locator_template *list = NULL;
+	size_t n = 0;
+	json_t *root;
 
-	if (layout_lima_home(&home, &err) < 0 || layout_template_dirs(home, &dirs, &err) < 0)
+	if (layout_lima_home(&home, &err) < 0 || layout_template_dirs(home, &dirs, &err) < 0 ||
+	    locator_list(&dirs, &list, &n, &err) < 0)
 		return verb_fail(&err);
+	root = json_object();
 	key = layout_user_key(home);
 	share = layout_share_dir(&none);
 	json_object_set_new(root, "version", json_string(LIMA_VERSION));
-	json_object_set_new(root, "templates", templates(&dirs));
-	json_object_set_new(root, "defaultTemplate", default_template(&dirs));
+	json_object_set_new(root, "templates", templates(list, n));
+	json_object_set_new(root, "defaultTemplate", default_template(list, n));
 	json_object_set_new(root, "limaHome", json_string(home));
 	add_drivers(root);
 	json_object_set_new(root, "guestAgents", guest_agents());
@@ -100,6 +82,7 @@ static int run(const struct args *a)
 	json_dumpf(root, stdout, JSON_INDENT(4));
 	putchar('\n');
 	json_decref(root);
+	locator_list_free(list, n);
 	return 0;
 }
 

@@ -1,0 +1,158 @@
+#include "cmd/limactl/create.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "cmd/limactl/edit_flags.h"
+#include "cmd/limactl/instance_arg.h"
+#include "cmd/limactl/launch.h"
+#include "cmd/limactl/template_arg.h"
+#include "lib/base/interrupt.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+#include "lib/store/layout.h"
+#include "lib/store/lock.h"
+
+const struct flag create_flags[] = {
+	{ "name", 0, FLAG_STRING, "NAME", "name of the new instance (default: the template's)", false },
+	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
+};
+
+void create_warn(const struct config *config)
+{
+	if (geteuid() == 0)
+		log_warn("running as root: the instance is root's alone, and the guest user is `%s`",
+			 config->user.name);
+	if (config->n_mounts)
+		log_warn("mounts: %zu checked, but this version does not mount them in the guest",
+			 config->n_mounts);
+}
+
+/* The name for the new instance: --name, a bare word, or the template's own. */
+static int choose_name(const struct args *a, const struct template_arg *t, const char **ret,
+		       struct error *err)
+{
+	const char *arg = a->positional.len ? a->positional.items[0] : NULL;
+	struct error ignored = { 0 };
+
+	*ret = args_str(a, "name");
+	if (!*ret && arg && layout_check_name(arg, &ignored) == 0)
+		*ret = arg;
+	if (!*ret)
+		*ret = t->name;
+	if (!*ret)
+		return error_set(err, -EINVAL, "a template from stdin needs --name NAME");
+	return layout_check_name(*ret, err);
+}
+
+/* A bare word is a name for an instance of the default template. */
+static const char *template_of(const struct args *a)
+{
+	struct error ignored = { 0 };
+
+	if (!a->positional.len || layout_check_name(a->positional.items[0], &ignored) == 0)
+		return NULL;
+	return a->positional.items[0];
+}
+
+static void show_title(struct ui *ui, const char *name, const char *from, const struct config *c)
+{
+	char memory[UI_SIZE_LEN], disk[UI_SIZE_LEN];
+
+	ui_title(ui, "%s  %s, %u CPU%s, %s, disk %s", name, from, c->cpus, c->cpus == 1 ? "" : "s",
+		 ui_size(c->memory_bytes, memory), ui_size(c->disk_bytes, disk));
+}
+
+/* The directory, and the lock on it, taken before others can know of it. */
+static int make_directory(const char *home, const char *name, const char *verb, const struct buf *yaml,
+			  int *ret_lock, struct instance **ret, struct error *err)
+{
+	scoped_free char *dir = layout_instance_dir(home, name);
+	scoped_fd int creation = -1;
+	int rc;
+
+	if (layout_check_socket_paths(dir, err) < 0 || lock_creation(home, verb, &creation, err) < 0)
+		return err->code;
+	rc = instance_create(home, name, (const char *)yaml->data, yaml->len, err);
+	if (rc == -EEXIST)
+		return error_set(err, rc, "instance `%s` exists already; start it with: limactl start %s",
+				 name, name);
+	if (rc < 0 || lock_instance(dir, verb, ret_lock, err) < 0)
+		return err->code;
+	return instance_inspect(home, name, ret, err);
+}
+
+static int fill(const char *home, const char *name, const char *verb, const struct buf *yaml,
+		struct ui *ui, int *ret_lock, struct instance **ret, struct error *err)
+{
+	scoped_instance struct instance *inst = NULL;
+	scoped_fd int lock = -1;
+	struct error undo = { 0 };
+
+	if (make_directory(home, name, verb, yaml, &lock, &inst, err) < 0)
+		return err->code;
+	if (!inst->config)
+		error_set(err, -EINVAL, "%s", inst->errors.len ? inst->errors.items[0] : "broken");
+	else if (launch_prepare(inst, ui, err) == 0) {
+		*ret = steal_ptr(&inst);
+		*ret_lock = steal_fd(&lock);
+		return 0;
+	}
+	if (instance_remove(home, name, &undo) < 0)
+		log_warn("%s", undo.msg);
+	return error_wrap(err, "create %s", name);
+}
+
+int create_instance(const struct args *a, const char *verb, struct ui *ui, char **ret_home,
+		    int *ret_lock, struct instance **ret, struct error *err)
+{
+	struct template_arg t __attribute__((cleanup(template_arg_done))) = { 0 };
+	scoped_config struct config *config = NULL;
+	scoped_free char *home = NULL;
+	const char *name;
+
+	if (layout_lima_home(&home, err) < 0 ||
+	    template_arg_read(template_of(a), home, ui_progress(ui), &t, err) < 0 ||
+	    choose_name(a, &t, &name, err) < 0 || edit_flags_apply(a, &t.yaml, err) < 0 ||
+	    template_arg_check(&t, home, name, &config, err) < 0)
+		return err->code;
+	show_title(ui, name, t.shown, config);
+	create_warn(config);
+	if (fill(home, name, verb, &t.yaml, ui, ret_lock, ret, err) < 0)
+		return err->code;
+	*ret_home = steal_ptr(&home);
+	return 0;
+}
+
+static int run(const struct args *a)
+{
+	scoped_instance struct instance *inst = NULL;
+	scoped_free char *home = NULL;
+	scoped_fd int lock = -1;
+	struct ui *ui = ui_new();
+	struct error err = { 0 };
+	int rc;
+
+	interrupt_install();
+	rc = create_instance(a, "create", ui, &home, &lock, &inst, &err);
+	if (rc == 0)
+		ui_note(ui, "`%s` was created; start it with: limactl start %s", inst->name, inst->name);
+	ui_free(ui);
+	return rc < 0 ? verb_fail(&err) : 0;
+}
+
+const struct verb verb_create = {
+	.name = "create",
+	.group = VERB_ADVANCED,
+	.usage = "[TEMPLATE]",
+	.summary = "create an instance without starting it",
+	.text = "TEMPLATE is a file, template:NAME, an http(s) URL, or - for stdin; without one it is\n"
+		"template:default. The image is fetched or built and the disk made, so that the first start\n"
+		"has only to boot. When something goes wrong nothing is left behind.",
+	.examples = "  limactl create template:debian-13\n"
+		    "  limactl create --name web --cpus 2 --memory 2 ./web.yaml",
+	.flags = (const struct flag *const[]){ create_flags, edit_flags, edit_new_flags, NULL },
+	.max_args = 1,
+	.arg = ARG_TEMPLATE,
+	.run = run,
+};

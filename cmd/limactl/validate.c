@@ -1,0 +1,56 @@
+/* validate.c - check lima.yaml files without creating anything */
+#include <stdio.h>
+
+#include "cmd/limactl/instance_arg.h"
+#include "cmd/limactl/template_arg.h"
+#include "lib/base/interrupt.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+#include "lib/store/layout.h"
+
+static const struct flag flags[] = {
+	{ "fill", 0, FLAG_BOOL, NULL, "print the result with all defaults, as JSON (which is YAML)", false },
+	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
+};
+
+static int validate(const char *arg, const char *home, bool fill, struct error *err)
+{
+	struct template_arg t __attribute__((cleanup(template_arg_done))) = { 0 };
+	scoped_config struct config *config = NULL;
+
+	if (template_arg_read(arg, home, NULL, &t, err) < 0 ||
+	    template_arg_check(&t, home, t.name ? t.name : "default", &config, err) < 0)
+		return err->code;
+	if (fill)
+		printf("---\n%s\n", buf_str(&config->json));
+	log_info("`%s`: OK", arg);
+	return 0;
+}
+
+static int run(const struct args *a)
+{
+	scoped_free char *home = NULL;
+	struct error err = { 0 };
+	int code = 0;
+
+	interrupt_install();
+	if (layout_lima_home(&home, &err) < 0)
+		return verb_fail(&err);
+	for (size_t i = 0; i < a->positional.len && !interrupt_pending(); i++)
+		if (validate(a->positional.items[i], home, args_bool(a, "fill", false), &err) < 0)
+			code = verb_fail(&err);
+	return code;
+}
+
+const struct verb verb_validate = {
+	.name = "validate",
+	.group = VERB_ADVANCED,
+	.usage = "TEMPLATE…",
+	.summary = "check lima.yaml files",
+	.text = "Everything that is wrong is told in one run, as FILE:LINE:COLUMN.",
+	.flags = (const struct flag *const[]){ flags, NULL },
+	.min_args = 1,
+	.max_args = -1,
+	.arg = ARG_TEMPLATE,
+	.run = run,
+};
