@@ -182,7 +182,8 @@ static void on_ready(void *arg, const Info *info)
 			session_close(w->session);
 	}
 	l->info.up = true;
-	l->info.has_ports = false;
+	/* an agent that knows no snapshots may have nothing to say for hours */
+	l->info.has_ports = !(guest_client_features(s->client) & GUEST_FEATURE_SNAPSHOT);
 	l->info.way = way_names[s->way->kind];
 	l->info.tells_boot = guest_client_features(s->client) & GUEST_FEATURE_BOOT_PROGRESS;
 	COPY_TEXT(l->info.agent_version, info->agent_version);

@@ -45,7 +45,8 @@ struct guest_link_info {	/* of the latest connection; "" before the first */
 	char boot_id[64];
 	bool up;
 	const char *way;	/* "serial", "ssh"; "" when not up */
-	bool has_ports;		/* a full list of ports came on this connection */
+	bool has_ports;		/* a full list of ports came on this connection, or the
+				 * agent does not send such */
 	bool tells_boot;	/* the agent sends BootProgress */
 	bool ssh_ready, boot_done;
 	char instance_id[128];

@@ -20,7 +20,8 @@ struct steps {
 	struct loop *loop;
 	struct steps_options o;
 	enum state state;
-	size_t at;		/* steps [0, at) are done; table[at] runs */
+	size_t at;		/* steps [0, at) were run or passed over; table[at] runs */
+	uint64_t ran;		/* bit i: table[i] is done, not passed over */
 	uint64_t begun_ms;	/* when table[at] began */
 	bool reported;		/* table[at] ended, the next turn is under way */
 	struct error why;
@@ -33,6 +34,7 @@ struct steps *steps_new(struct loop *loop, const struct steps_options *opts)
 {
 	struct steps *s = xnew(struct steps);
 
+	assert(opts->n <= 64);
 	s->loop = loop;
 	s->o = *opts;
 	return s;
@@ -88,6 +90,8 @@ static void next_step(void *arg)
 		return;
 	}
 	assert(s->state == STATE_RUNNING);
+	while (s->at < s->o.n && s->o.table[s->at].wanted && !s->o.table[s->at].wanted(s->o.ctx))
+		s->at++;
 	if (s->at == s->o.n) {
 		s->state = STATE_UP;
 		s->o.up(s->o.ctx);
@@ -103,6 +107,7 @@ static void step_ended(struct steps *s)
 {
 	assert((s->state == STATE_RUNNING || s->state == STATE_ABORTING) && !s->reported);
 	s->reported = true;
+	s->ran |= UINT64_C(1) << s->at;
 	s->at++;
 	loop_post(s->loop, next_step, s);
 }
@@ -156,12 +161,17 @@ void steps_stop(struct steps *s, const struct error *why)
 		s->o.table[s->at].abort(s->o.ctx, s);
 }
 
-/* Undoes table[at - 1], skipping what has no undo. */
+static bool needs_undo(const struct steps *s, size_t i)
+{
+	return (s->ran & UINT64_C(1) << i) && s->o.table[i].undo;
+}
+
+/* Undoes table[at - 1], skipping what has nothing to undo. */
 static void undo_step(void *arg)
 {
 	struct steps *s = arg;
 
-	while (s->at > 0 && !s->o.table[s->at - 1].undo)
+	while (s->at > 0 && !needs_undo(s, s->at - 1))
 		s->at--;
 	if (s->at == 0) {
 		s->state = STATE_DOWN;

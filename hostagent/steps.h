@@ -7,7 +7,7 @@
  * is taken down that did not come up.
  *
  * A step that fails has cleaned up after itself: its own undo does not run.
- * Each transition is its own turn of the loop, so a step may report from within
+ * At most 64 steps. Each transition is its own turn of the loop, so a step may report from within
  * its run function. What happens is told to `event`, which turns it into lines
  * of the event log.
  */
@@ -26,6 +26,9 @@ struct steps;
 struct step {
 	const char *name;
 	bool quiet;		/* tells only failures: nobody waits for it */
+	/* Asked when its turn comes; false: passed over, nothing told or undone.
+	 * NULL: always. */
+	bool (*wanted)(void *ctx);
 	/* Ends by exactly one steps_done(), steps_fail() or steps_degrade(). */
 	void (*run)(void *ctx, struct steps *s);
 	/* Asked to end early while it runs; it then ends soon by steps_fail().

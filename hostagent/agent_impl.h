@@ -1,0 +1,105 @@
+/* agent_impl.h - the state of the host agent, shared by agent*.c only */
+#pragma once
+
+#include "drivers/driver.h"
+#include "hostagent/agent.h"
+#include "hostagent/banner.h"
+#include "hostagent/control.h"
+#include "hostagent/events.h"
+#include "hostagent/forward/forward.h"
+#include "hostagent/guest_link.h"
+#include "hostagent/ready.h"
+#include "hostagent/ssh.h"
+#include "hostagent/ssh_master.h"
+#include "hostagent/steps.h"
+#include "lib/base/child.h"
+#include "lib/config/config.h"
+
+struct agent {
+	const struct agent_options *o;
+	struct agent_waits waits;	/* defaults filled in */
+	char *dir;
+	struct config *config;
+	int lock_fd;			/* flock on the instance directory */
+	char *instance_id;
+	uint8_t secret[GUEST_LINK_SECRET_SIZE];
+
+	struct loop loop;
+	uv_signal_t signals[3];
+	struct events *events;
+	struct control *control;
+	struct steps *steps;
+	struct rpc *rpc;
+	bool stop_asked, stop_forced;	/* by a signal, by a second one */
+	struct error why;		/* why it went down; code 0: in order */
+
+	/* agent_machine */
+	const struct driver_ops *driver_ops;
+	struct driver_spec driver_spec;
+	struct driver *driver;
+	struct driver_info driver_info;
+	bool adopted;			/* QEMU ran already */
+	bool driver_exited, guest_shutdown;
+	int port_fd;			/* holds the ssh port until the driver has it */
+	uint16_t ssh_port;
+	uv_work_t seed_work;
+	struct error seed_err;
+	struct forward *forward;
+	struct guest_link *link;	/* NULL in plain mode */
+	bool link_was_up;
+	char *agent_socket;		/* host end of the agent's socket over ssh */
+
+	/* agent_guest */
+	struct ssh_target ssh;
+	struct ssh_master *master;
+	struct banner *banner;
+	bool sshd_seen;
+	uv_timer_t timer;		/* the waiting step's deadline */
+	uv_timer_t fallback;		/* next look at the way over ssh */
+	struct ready_probe *probe;
+	size_t probe_at;		/* config->probes[] being asked */
+	unsigned probe_failures;
+	struct error probe_err;		/* of the first that failed */
+	struct child *forward_child;	/* `ssh -O forward` of the agent's socket */
+	bool socket_forwarded;
+	bool no_login;			/* ssh was given up */
+	bool hopeless;			/* no guest to speak of: later steps are skipped */
+	void (*poll)(struct agent *a);	/* the waiting step looks again; NULL: none waits */
+	char shown[256];		/* latest progress text */
+	struct strv problems;		/* why running will be degraded */
+};
+
+/* --- agent.c ------------------------------------------------------------- */
+/* Ends the running step as failed, keeping the machine. */
+void agent_degrade(struct agent *a, const struct error *why);
+
+/* --- agent_machine.c ----------------------------------------------------- */
+/* ssh port (and whether a VM may be there to adopt), before any step. Blocks. */
+int agent_machine_prepare(struct agent *a, struct error *err);
+bool agent_seed_wanted(void *ctx);
+void agent_seed_run(void *ctx, struct steps *s);
+void agent_adopt_run(void *ctx, struct steps *s);
+void agent_driver_run(void *ctx, struct steps *s);
+void agent_driver_abort(void *ctx, struct steps *s);
+void agent_driver_undo(void *ctx, struct steps *s);
+void agent_driver_force(struct agent *a);
+bool agent_has_link(void *ctx);		/* not in plain mode */
+void agent_link_run(void *ctx, struct steps *s);
+void agent_link_undo(void *ctx, struct steps *s);
+
+/* --- agent_guest.c ------------------------------------------------------- */
+void agent_guest_init(struct agent *a);
+void agent_guest_done(struct agent *a);	/* closes handles */
+/* Something changed: link, progress, sshd, master. */
+void agent_guest_changed(struct agent *a);
+bool agent_hopeful(void *ctx);
+bool agent_hopeful_link(void *ctx);
+bool agent_has_probes(void *ctx);
+void agent_up_run(void *ctx, struct steps *s);
+void agent_ssh_run(void *ctx, struct steps *s);
+void agent_ssh_abort(void *ctx, struct steps *s);
+void agent_ssh_undo(void *ctx, struct steps *s);
+void agent_provision_run(void *ctx, struct steps *s);
+void agent_probes_run(void *ctx, struct steps *s);
+void agent_forwards_run(void *ctx, struct steps *s);
+void agent_wait_abort(void *ctx, struct steps *s);	/* of any step that waits */

@@ -1,0 +1,352 @@
+#include "hostagent/control.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "hostagent/http.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum {
+	CLIENTS_MAX = 64,
+	BACKLOG = 32,
+	IDLE_MS = 10000,
+	QUEUE_MAX_BYTES = 512 * 1024,	/* of events, for a reader that does not read */
+};
+
+struct client {		/* refs: pipe, timer, writes under way */
+	struct control *control;
+	uv_pipe_t pipe;
+	uv_timer_t idle;	/* until a request is complete; not while streaming */
+	char in[HTTP_HEAD_MAX_BYTES];
+	size_t in_len;
+	size_t queued_bytes;
+	unsigned subscription;	/* 0: not streaming */
+	bool chunked, last;	/* last: hang up when all is written */
+	bool closing;
+	unsigned refs;
+	struct client *next;
+};
+
+struct control {		/* refs: pipe, clients, and until close() the owner */
+	struct loop *loop;
+	struct control_options o;
+	char *path;
+	uv_pipe_t pipe;
+	struct client *clients;
+	unsigned n_clients;
+	bool closing;
+	unsigned refs;
+	void (*closed)(void *arg);
+	void *closed_arg;
+};
+
+struct write {
+	uv_write_t req;
+	struct client *client;
+	struct buf data;
+};
+
+static void control_unref(struct control *c)
+{
+	void (*closed)(void *arg) = c->closed;
+	void *arg = c->closed_arg;
+
+	if (--c->refs)
+		return;
+	free(c->path);
+	free(c);
+	if (closed)
+		closed(arg);
+}
+
+/* --- one client ---------------------------------------------------------- */
+
+static void client_unref(struct client *cl)
+{
+	struct control *c = cl->control;
+
+	if (--cl->refs)
+		return;
+	for (struct client **p = &c->clients; *p; p = &(*p)->next) {
+		if (*p == cl) {
+			*p = cl->next;
+			break;
+		}
+	}
+	c->n_clients--;
+	free(cl);
+	control_unref(c);
+}
+
+static void on_client_closed(uv_handle_t *h)
+{
+	client_unref(h->data);
+}
+
+static void client_close(struct client *cl)
+{
+	if (cl->closing)
+		return;
+	cl->closing = true;
+	if (cl->subscription)
+		events_unsubscribe(cl->control->o.events, cl->subscription);
+	uv_close((uv_handle_t *)&cl->pipe, on_client_closed);
+	uv_close((uv_handle_t *)&cl->idle, on_client_closed);
+}
+
+static void on_written(uv_write_t *req, int status)
+{
+	struct write *w = container_of(req, struct write, req);
+	struct client *cl = w->client;
+
+	cl->queued_bytes -= w->data.len;
+	buf_done(&w->data);
+	free(w);
+	if (status < 0 || (cl->last && cl->queued_bytes == 0))
+		client_close(cl);
+	client_unref(cl);
+}
+
+/* Takes the content of @b. */
+static void client_send(struct client *cl, struct buf *b)
+{
+	struct write *w = xnew(struct write);
+	uv_buf_t out;
+
+	w->client = cl;
+	w->data = *b;
+	*b = (struct buf){ 0 };
+	out = uv_buf_init((char *)w->data.data, (unsigned)w->data.len);
+	cl->refs++;
+	cl->queued_bytes += w->data.len;
+	if (uv_write(&w->req, (uv_stream_t *)&cl->pipe, &out, 1, on_written) < 0) {
+		cl->queued_bytes -= w->data.len;
+		buf_done(&w->data);
+		free(w);
+		cl->refs--;	/* the pipe's own reference is still there */
+		client_close(cl);
+	}
+}
+
+static void send_event(void *arg, const char *line)
+{
+	struct client *cl = arg;
+	scoped_buf struct buf with_end = { 0 }, out = { 0 };
+
+	if (cl->closing)
+		return;
+	if (cl->queued_bytes > QUEUE_MAX_BYTES) {
+		log_debug("control: an event reader does not keep up, hanging up");
+		client_close(cl);
+		return;
+	}
+	buf_addf(&with_end, "%s\n", line);
+	http_add_stream_piece(&out, (char *)with_end.data, with_end.len, cl->chunked);
+	client_send(cl, &out);
+}
+
+static void start_stream(struct client *cl, const struct http_request *r)
+{
+	scoped_buf struct buf out = { 0 };
+
+	uv_timer_stop(&cl->idle);
+	cl->chunked = !r->is_http10;
+	http_add_stream_head(&out, "application/x-ndjson", cl->chunked);
+	client_send(cl, &out);
+	if (!cl->closing)
+		cl->subscription = events_subscribe(cl->control->o.events, send_event, cl);
+}
+
+static void send_json(struct client *cl, const struct http_request *r, json_t *answer)
+{
+	scoped_free char *body = json_dumps(answer, JSON_COMPACT);
+	scoped_buf struct buf out = { 0 };
+
+	assert(body);
+	http_add_response(&out, 200, "application/json", body, strlen(body), r->keep_alive,
+			  streq(r->method, "HEAD"));
+	json_decref(answer);
+	client_send(cl, &out);
+}
+
+static void send_error(struct client *cl, int status, const char *text, bool keep_alive)
+{
+	scoped_buf struct buf out = { 0 };
+
+	cl->last |= !keep_alive;
+	http_add_error(&out, status, text, keep_alive, false);
+	client_send(cl, &out);
+}
+
+static const struct control_path *find_path(const struct control *c, const char *path)
+{
+	for (size_t i = 0; i < c->o.n_paths; i++)
+		if (streq(c->o.paths[i].path, path))
+			return &c->o.paths[i];
+	return NULL;
+}
+
+static void answer(struct client *cl, const struct http_request *r)
+{
+	const struct control_path *p = find_path(cl->control, r->path);
+
+	cl->last = !r->keep_alive && !(p && !p->get);
+	if (!p)
+		send_error(cl, 404, "no such path; there are /v1/info, /v1/ports, /v1/events",
+			   r->keep_alive && !streq(r->method, "HEAD"));
+	else if (!streq(r->method, "GET") && !(p->get && streq(r->method, "HEAD")))
+		send_error(cl, 405, "only GET", r->keep_alive && !streq(r->method, "HEAD"));
+	else if (!p->get)
+		start_stream(cl, r);
+	else
+		send_json(cl, r, p->get(cl->control->o.arg));
+}
+
+static void on_idle(uv_timer_t *t)
+{
+	struct client *cl = t->data;
+
+	if (cl->in_len)
+		send_error(cl, 408, "the request took too long", false);
+	else
+		client_close(cl);
+}
+
+static void restart_idle(struct client *cl)
+{
+	unsigned ms = cl->control->o.idle_timeout_ms;
+
+	uv_timer_start(&cl->idle, on_idle, ms ? ms : IDLE_MS, 0);
+}
+
+/* All complete requests of what has come. A client that asks without reading
+ * answers is bounded too. */
+static void take_requests(struct client *cl)
+{
+	struct http_request r;
+
+	while (cl->in_len && !cl->closing && !cl->last && !cl->subscription) {
+		int n = http_parse(cl->in, cl->in_len, &r);
+
+		if (n == 0)
+			return;
+		if (n < 0 || cl->queued_bytes > QUEUE_MAX_BYTES) {
+			cl->in_len = 0;
+			send_error(cl, n < 0 ? -n : 503, http_status_text(n < 0 ? -n : 503), false);
+			return;
+		}
+		memmove(cl->in, cl->in + n, cl->in_len - (size_t)n);
+		cl->in_len -= (size_t)n;
+		restart_idle(cl);
+		answer(cl, &r);
+	}
+}
+
+static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
+{
+	struct client *cl = h->data;
+
+	*buf = uv_buf_init(cl->in + cl->in_len, (unsigned)(sizeof(cl->in) - cl->in_len));
+}
+
+static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
+{
+	struct client *cl = s->data;
+
+	if (cl->closing || n == 0)
+		return;
+	if (n < 0) {	/* also UV_ENOBUFS: bytes behind the last request */
+		client_close(cl);
+		return;
+	}
+	if (cl->subscription || cl->last)
+		return;	/* nothing more is expected; cl->in is scratch now */
+	cl->in_len += (size_t)n;
+	take_requests(cl);
+}
+
+/* --- the socket ---------------------------------------------------------- */
+
+static void on_connection(uv_stream_t *server, int status)
+{
+	struct control *c = server->data;
+	struct client *cl;
+
+	if (status < 0 || c->closing)
+		return;
+	cl = xnew(struct client);
+	cl->control = c;
+	cl->refs = 2;
+	uv_pipe_init(&c->loop->uv, &cl->pipe, 0);
+	uv_timer_init(&c->loop->uv, &cl->idle);
+	cl->pipe.data = cl->idle.data = cl;
+	cl->next = c->clients;
+	c->clients = cl;
+	c->n_clients++;
+	c->refs++;
+	if (uv_accept(server, (uv_stream_t *)&cl->pipe) < 0 || c->n_clients > CLIENTS_MAX ||
+	    uv_read_start((uv_stream_t *)&cl->pipe, on_alloc, on_read) < 0) {
+		client_close(cl);
+		return;
+	}
+	restart_idle(cl);
+}
+
+static void on_pipe_closed(uv_handle_t *h)
+{
+	control_unref(h->data);
+}
+
+/* The file appears with its final mode: nobody connects in between. */
+static int listen_at(struct control *c, struct error *err)
+{
+	mode_t old;
+	int rc;
+
+	unlink(c->path);
+	old = umask(0177);
+	rc = uv_pipe_bind(&c->pipe, c->path);
+	umask(old);
+	if (rc == 0)
+		rc = uv_listen((uv_stream_t *)&c->pipe, BACKLOG, on_connection);
+	return rc < 0 ? error_sys(err, rc, "listen on `%s`", c->path) : 0;
+}
+
+int control_new(struct loop *loop, const struct control_options *opts, struct control **ret,
+		struct error *err)
+{
+	struct control *c = xnew(struct control);
+
+	c->loop = loop;
+	c->o = *opts;
+	c->path = xstrdup(opts->socket);
+	c->refs = 2;
+	uv_pipe_init(&loop->uv, &c->pipe, 0);
+	c->pipe.data = c;
+	if (listen_at(c, err) < 0) {
+		control_close(c, NULL, NULL);
+		return err->code;
+	}
+	*ret = c;
+	return 0;
+}
+
+void control_close(struct control *c, void (*closed)(void *arg), void *arg)
+{
+	if (c->closing)
+		return;
+	c->closing = true;
+	c->closed = closed;
+	c->closed_arg = arg;
+	unlink(c->path);
+	/* libuv writes at once what the socket takes, so whoever reads has had
+	 * the last event before this. */
+	for (struct client *cl = c->clients; cl; cl = cl->next)
+		client_close(cl);
+	uv_close((uv_handle_t *)&c->pipe, on_pipe_closed);
+	control_unref(c);
+}

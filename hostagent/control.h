@@ -1,0 +1,43 @@
+/* control.h - ha.sock: the host agent answers questions
+ *
+ * HTTP/1.1 on a unix socket of mode 0600 in a directory of mode 0700; who may
+ * connect is our user, and still a client that stalls, floods or talks nonsense
+ * costs nothing but its own connection.
+ *
+ *	GET /v1/info	what this instance is and where
+ *	GET /v1/ports	the forwards, one object each
+ *	GET /v1/events	the lines of ha.stdout.log from now on, as a stream
+ *
+ * Paths are a table of the caller's; this file knows sockets, events.h and
+ * http.h only.
+ */
+#pragma once
+
+#include <jansson.h>
+
+#include "hostagent/events.h"
+#include "lib/base/error.h"
+#include "lib/base/loop.h"
+
+struct control;
+
+struct control_path {
+	const char *path;
+	json_t *(*get)(void *arg);	/* the caller's answer; NULL: the event stream */
+};
+
+struct control_options {
+	const char *socket;		/* a stale one is removed */
+	struct events *events;
+	const struct control_path *paths;
+	size_t n_paths;
+	void *arg;			/* for control_path.get */
+	unsigned idle_timeout_ms;	/* for a request to be complete; 0: 10 s */
+};
+
+/* The caller makes sure that no other host agent owns the socket. */
+int control_new(struct loop *loop, const struct control_options *opts, struct control **ret,
+		struct error *err);
+/* Hangs up on everybody and removes the socket; what is queued for them (the
+ * last event) is tried once more. @closed may be NULL. */
+void control_close(struct control *c, void (*closed)(void *arg), void *arg);
