@@ -181,7 +181,9 @@ int edit_flags_apply(const struct args *a, struct buf *yaml, struct error *err)
 
 static int check(const struct instance *inst, const struct buf *yaml, struct error *err)
 {
-	struct config_context ctx = { inst->name, inst->dir, inst->lima_home };
+	struct config_context ctx = {
+		.instance = inst->name, .instance_dir = inst->dir, .lima_home = inst->lima_home,
+	};
 	scoped_config struct config *config = NULL;
 
 	if (config_load(&ctx, "lima.yaml", (const char *)yaml->data, yaml->len, NULL, &config, err) < 0)

@@ -79,7 +79,9 @@ int template_arg_check(const struct template_arg *t, const char *lima_home, cons
 		       struct config **ret, struct error *err)
 {
 	scoped_free char *dir = layout_instance_dir(lima_home, name);
-	struct config_context ctx = { .instance = name, .instance_dir = dir, .lima_home = lima_home };
+	struct config_context ctx = {
+		.instance = name, .instance_dir = dir, .lima_home = lima_home, .check_host = true,
+	};
 	struct config_problems problems = { 0 };
 	int rc = config_load(&ctx, t->shown, (const char *)t->yaml.data, t->yaml.len, &problems, ret, err);
 

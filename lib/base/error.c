@@ -34,7 +34,8 @@ static void join(struct error *err, const char *head, const char *tail)
 	char out[ERROR_MSG_SIZE];
 
 	if (head_len + tail_len <= room) {
-		snprintf(out, sizeof(out), "%s%s", head, tail);
+		memcpy(out, head, head_len);
+		memcpy(out + head_len, tail, tail_len + 1);
 	} else {
 		size_t keep;
 
