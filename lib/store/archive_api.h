@@ -20,7 +20,7 @@
 	X(write_set_options) X(write_open_fd) X(write_header) X(write_data)            \
 	X(entry_new) X(entry_free) X(entry_clear) X(entry_set_pathname)                \
 	X(entry_set_mode) X(entry_set_size) X(entry_set_mtime) X(entry_set_atime)      \
-	X(entry_set_ctime) X(entry_set_birthtime) X(entry_set_uid) X(entry_set_gid)    \
+	X(entry_set_ctime)                       X(entry_set_uid) X(entry_set_gid)    \
 	X(entry_set_nlink)
 
 struct archive_api {

@@ -4,6 +4,9 @@
  * the first match fixes the choice, reference/lima-yaml.md §5) until one is
  * there; each failure is a note in @progress, all of them are in @err if none
  * works. Fetching and caching is download.h, building from packages build.h.
+ *
+ * Everything is made in INSTDIR/prepare.tmp and moved in place when it is
+ * whole, disk last: a disk in the instance directory means that all is there.
  */
 #pragma once
 
@@ -21,8 +24,12 @@ struct image_info {
 };
 void image_info_done(struct image_info *info);
 
-/* Fills INSTDIR/disk (or iso), kernel, initrd, kernel.cmdline unless they are
- * there already. Blocks; ends early when interrupted; leaves either everything
- * or nothing. The caller holds the instance's lock. */
+/* Fills INSTDIR/disk (or iso and an empty disk), kernel, initrd, kernel.cmdline
+ * unless they are there already. Blocks; ends early when interrupted; leaves
+ * either everything or nothing. The caller holds the instance's lock. */
 int image_prepare(const char *instance_dir, const struct config *config,
 		  const struct progress *progress, struct image_info *ret, struct error *err);
+
+/* What people call the image at @location: file name without ".qcow2", ".img.xz"
+ * and the like, "mmdebstrap:SUITE"; caller frees. */
+char *image_name(const char *location);

@@ -18,7 +18,9 @@ enum instance_file {
 	FILE_CLOUD_CONFIG,	/* cloud-config.yaml: copy of user-data, to read */
 	FILE_CIDATA,		/* cidata.iso */
 	FILE_INSTANCE_ID,	/* instance-id: stable seed id */
-	FILE_IMAGE,		/* image: as fetched, becomes disk or iso */
+	FILE_IMAGE,		/* image: what Lima fetched and did not start yet */
+	FILE_IMAGE_NAME,	/* image-name: what disk was made from, for people */
+	FILE_PREPARE_DIR,	/* prepare.tmp: disk, kernel … until they are whole */
 	FILE_DISK,		/* disk */
 	FILE_ISO,		/* iso */
 	FILE_KERNEL,		/* kernel */
