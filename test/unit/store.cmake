@@ -6,3 +6,5 @@ target_compile_definitions(download_test PRIVATE LIMA_TEST_MOCK="${PROJECT_SOURC
 lima_unit(decompress lima_store PkgConfig::ARCHIVE)
 lima_unit(iso lima_store PkgConfig::ARCHIVE)
 lima_unit(disk lima_store)
+lima_unit(image lima_store)
+lima_unit(instance lima_store)
