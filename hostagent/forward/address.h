@@ -15,8 +15,8 @@ enum { ADDRESS_TEXT_SIZE = INET6_ADDRSTRLEN + sizeof("[]:65535") };
 struct in6_addr address_v4(uint8_t a, uint8_t b, uint8_t c, uint8_t d);
 bool address_equal(const struct in6_addr *a, const struct in6_addr *b);
 bool address_is_v4(const struct in6_addr *ip);
-bool address_is_wildcard(const struct in6_addr *ip);	/* 0.0.0.0 or :: */
-bool address_is_v4_loopback(const struct in6_addr *ip);	/* 127.0.0.1, no other 127/8 */
+bool address_is_wildcard(const struct in6_addr *ip);    /* 0.0.0.0 or :: */
+bool address_is_v4_loopback(const struct in6_addr *ip); /* 127.0.0.1, no other 127/8 */
 
 /* An AF_INET address when @ip is IPv4, AF_INET6 otherwise; returns its length. */
 socklen_t address_to_sockaddr(const struct in6_addr *ip, uint16_t port,

@@ -15,28 +15,28 @@
 #include "lib/base/mem.h"
 
 enum {
-	ENDPOINT_UDP_BUFFER = 4 << 20,	/* asked for; the kernel cuts it to its rmem_max */
-	ENDPOINT_ALIGN_MS = 1000,	/* slow retries of many endpoints share a wake-up */
+	ENDPOINT_UDP_BUFFER = 4 << 20, /* asked for; the kernel cuts it to its rmem_max */
+	ENDPOINT_ALIGN_MS = 1000,      /* slow retries of many endpoints share a wake-up */
 };
 
-struct door {		/* one descriptor: the address itself, or its companion */
+struct door { /* one descriptor: the address itself, or its companion */
 	struct tcp_listener *tcp;
 	struct udp_socket *udp;
 };
 
-struct endpoint {	/* refs: the timer's handle; doors count for themselves */
+struct endpoint { /* refs: the timer's handle; doors count for themselves */
 	struct hub *hub;
 	int proto;
-	struct rule_host host;		/* socket: our copy */
+	struct rule_host host; /* socket: our copy */
 	char *address;
 	struct endpoint_users users;
 	enum endpoint_state state;
-	char *error;			/* NULL: none */
+	char *error; /* NULL: none */
 	struct door main, companion;
 	struct unix_id unix_id;
 	uv_timer_t retry;
 	unsigned retry_ms;
-	struct owner_request *owner;	/* being found out; NULL: not */
+	struct owner_request *owner; /* being found out; NULL: not */
 	endpoint_changed_fn changed;
 	void *arg;
 };
@@ -270,8 +270,8 @@ struct endpoint *endpoint_new(struct hub *hub, int proto, const struct rule_host
 	ep->host = *host;
 	if (host->socket)
 		ep->host.socket = xstrdup(host->socket);
-	ep->address = xstrdup(host->socket ? host->socket :
-					     address_text(&host->ip, host->port, text));
+	ep->address =
+		xstrdup(host->socket ? host->socket : address_text(&host->ip, host->port, text));
 	TAILQ_INIT(&ep->users);
 	ep->changed = changed;
 	ep->arg = arg;

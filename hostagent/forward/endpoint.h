@@ -32,10 +32,10 @@ enum endpoint_state {
 	ENDPOINT_CLOSING,
 };
 
-struct endpoint_user {	/* embedded in who wants the address */
+struct endpoint_user { /* embedded in who wants the address */
 	TAILQ_ENTRY(endpoint_user) next;
 	struct target *target;
-	bool v6;		/* the guest's address is IPv6 */
+	bool v6; /* the guest's address is IPv6 */
 };
 TAILQ_HEAD(endpoint_users, endpoint_user);
 
@@ -57,8 +57,8 @@ void endpoint_remove_user(struct endpoint *ep, struct endpoint_user *user);
 struct endpoint_users *endpoint_users(struct endpoint *ep);
 
 enum endpoint_state endpoint_state(const struct endpoint *ep);
-const char *endpoint_address(const struct endpoint *ep);	/* "127.0.0.1:80" or a path */
-const char *endpoint_error(const struct endpoint *ep);	/* "" unless WAITING, DENIED */
+const char *endpoint_address(const struct endpoint *ep); /* "127.0.0.1:80" or a path */
+const char *endpoint_error(const struct endpoint *ep);   /* "" unless WAITING, DENIED */
 bool endpoint_is(const struct endpoint *ep, int proto, const struct rule_host *host);
 int endpoint_proto(const struct endpoint *ep);
 const struct rule_host *endpoint_host(const struct endpoint *ep);

@@ -17,8 +17,8 @@
 #include "lib/base/mem.h"
 
 enum {
-	FORWARD_EVENT_BURST = 32768,	/* more than a full snapshot */
-	FORWARD_EVENTS_PER_S = 20,	/* in the long run: each is a line on disk */
+	FORWARD_EVENT_BURST = 32768, /* more than a full snapshot */
+	FORWARD_EVENTS_PER_S = 20,   /* in the long run: each is a line on disk */
 };
 
 static const struct forward_limits defaults = {
@@ -33,24 +33,24 @@ static const struct forward_limits defaults = {
 	.retry_max_ms = 5000,
 };
 
-struct slot {		/* a host address and its endpoint */
+struct slot { /* a host address and its endpoint */
 	struct table_link link;
 	TAILQ_ENTRY(slot) in_dirty;
 	bool dirty;
 	struct endpoint *ep;
 };
 
-struct port {		/* a listener in the guest */
+struct port { /* a listener in the guest */
 	struct table_link link;
 	TAILQ_ENTRY(port) in_list;
 	struct guest_port key;
 	struct endpoint_user user;
-	struct slot *slot;	/* NULL: not forwarded */
-	const char *error;	/* static: why not */
-	bool over_limit;	/* would be, were there not too many already */
+	struct slot *slot; /* NULL: not forwarded */
+	const char *error; /* static: why not */
+	bool over_limit;   /* would be, were there not too many already */
 	bool announced;
-	enum forward_event_type last;	/* what was announced */
-	unsigned seen;		/* snapshot it was last in */
+	enum forward_event_type last; /* what was announced */
+	unsigned seen;                /* snapshot it was last in */
 };
 
 struct forward {
@@ -61,7 +61,7 @@ struct forward {
 	void *event_arg;
 	struct table ports_by_key, slots;
 	TAILQ_HEAD(port_list, port) ports;
-	TAILQ_HEAD(, slot) dirty;	/* for settle() */
+	TAILQ_HEAD(, slot) dirty; /* for settle() */
 	unsigned n_over_limit, snapshot;
 	double event_tokens;
 	uint64_t event_ms;
@@ -97,8 +97,9 @@ static void log_event(const struct forward_event *ev)
 	static struct log_limit limit;
 
 	if (ev->type == FORWARD_FAILED)
-		log_warn_limited("forward: %s guest `%s` is not on `%s` yet: %s; will be when it is free",
-				 ev->protocol, ev->guest_addr, ev->host_addr, ev->error);
+		log_warn_limited(
+			"forward: %s guest `%s` is not on `%s` yet: %s; will be when it is free",
+			ev->protocol, ev->guest_addr, ev->host_addr, ev->error);
 	else if (ev->type == FORWARD_NOT_FORWARDING && !*ev->error)
 		log_debug("forward: %s guest `%s` stays closed", ev->protocol, ev->guest_addr);
 	else if (!log_limit_pass(&limit))
@@ -147,17 +148,12 @@ static bool is_usually_taken(const struct guest_port *key)
 static bool current_type(const struct port *p, enum forward_event_type *ret)
 {
 	switch (endpoint_state(p->slot->ep)) {
-	case ENDPOINT_OPEN:
-		*ret = FORWARD_FORWARDING;
-		return true;
+	case ENDPOINT_OPEN: *ret = FORWARD_FORWARDING; return true;
 	case ENDPOINT_WAITING:
 		*ret = is_usually_taken(&p->key) ? FORWARD_NOT_FORWARDING : FORWARD_FAILED;
 		return true;
-	case ENDPOINT_DENIED:
-		*ret = FORWARD_NOT_FORWARDING;
-		return true;
-	default:
-		return false;
+	case ENDPOINT_DENIED: *ret = FORWARD_NOT_FORWARDING; return true;
+	default: return false;
 	}
 }
 
@@ -331,8 +327,9 @@ static void port_add(struct forward *f, const struct guest_port *key)
 		return;
 	}
 	if (f->ports_by_key.len >= f->hub.limits.max_ports) {
-		log_warn_limited("forward: the guest listens on more than %u ports; more are ignored",
-				 f->hub.limits.max_ports);
+		log_warn_limited(
+			"forward: the guest listens on more than %u ports; more are ignored",
+			f->hub.limits.max_ports);
 		return;
 	}
 	p = xnew(struct port);
@@ -429,12 +426,9 @@ static const char *row_state(const struct port *p)
 	if (!p->slot)
 		return "not-forwarded";
 	switch (endpoint_state(p->slot->ep)) {
-	case ENDPOINT_OPEN:
-		return "forwarding";
-	case ENDPOINT_DENIED:
-		return "not-forwarded";
-	default:
-		return "waiting";
+	case ENDPOINT_OPEN: return "forwarding";
+	case ENDPOINT_DENIED: return "not-forwarded";
+	default: return "waiting";
 	}
 }
 

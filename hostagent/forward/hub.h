@@ -19,13 +19,13 @@ struct udp_set;
 
 struct hub {
 	struct loop *loop;
-	struct forward_limits limits;	/* no zeros */
-	struct lane *lane;		/* NULL: none now */
-	struct tcp_set *tcp;		/* connections */
-	struct udp_set *udp;		/* host sockets with their flows */
-	struct owner_finder *owner;	/* who has a busy port */
-	unsigned refs;			/* handles and requests */
-	void (*idle)(void *arg);	/* refs reached 0; once */
+	struct forward_limits limits; /* no zeros */
+	struct lane *lane;            /* NULL: none now */
+	struct tcp_set *tcp;          /* connections */
+	struct udp_set *udp;          /* host sockets with their flows */
+	struct owner_finder *owner;   /* who has a busy port */
+	unsigned refs;                /* handles and requests */
+	void (*idle)(void *arg);      /* refs reached 0; once */
 	void *idle_arg;
 };
 

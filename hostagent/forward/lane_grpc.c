@@ -9,7 +9,7 @@
 
 struct lane_grpc {
 	struct lane lane;
-	struct guest_client *client;	/* borrowed */
+	struct guest_client *client; /* borrowed */
 };
 
 static struct guest_tunnel *tunnel(struct lane_conn *c)

@@ -15,19 +15,19 @@
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 
-enum { OWNER_BATCH = 64 };	/* queries answered by one look */
+enum { OWNER_BATCH = 64 }; /* queries answered by one look */
 
 /* --- the look ---------------------------------------------------------------- */
 
 struct found {
-	unsigned long inode;	/* 0: nobody */
+	unsigned long inode; /* 0: nobody */
 	unsigned uid;
 };
 
 struct proc_net {
 	const char *path;
 	int proto;
-	unsigned state;		/* TCP_LISTEN, or what an unconnected UDP socket shows */
+	unsigned state; /* TCP_LISTEN, or what an unconnected UDP socket shows */
 };
 
 static const struct proc_net files[] = {
@@ -156,9 +156,9 @@ void owner_scan(struct owner_query *const *queries, size_t n)
 
 /* --- asking ------------------------------------------------------------------ */
 
-struct owner_request {	/* owner: the finder, until answered */
+struct owner_request { /* owner: the finder, until answered */
 	struct owner_query query;
-	void (*done)(void *arg, const char *answer);	/* NULL: cancelled */
+	void (*done)(void *arg, const char *answer); /* NULL: cancelled */
 	void *arg;
 	STAILQ_ENTRY(owner_request) next;
 };
@@ -168,7 +168,7 @@ STAILQ_HEAD(owner_list, owner_request);
 struct owner_finder {
 	struct hub *hub;
 	uv_work_t work;
-	struct owner_list asked, looking;	/* looking: the pool thread's while running */
+	struct owner_list asked, looking; /* looking: the pool thread's while running */
 	bool running;
 };
 

@@ -15,17 +15,17 @@
 struct owner_request;
 
 struct owner_query {
-	int proto;		/* IPPROTO_TCP, IPPROTO_UDP */
-	struct in6_addr ip;	/* what we wanted to bind */
+	int proto;          /* IPPROTO_TCP, IPPROTO_UDP */
+	struct in6_addr ip; /* what we wanted to bind */
 	uint16_t port;
-	char answer[64];	/* "nginx, pid 812", "a process of user 112", "": unknown */
+	char answer[64]; /* "nginx, pid 812", "a process of user 112", "": unknown */
 };
 
 /* The look itself: blocks, any thread. */
 void owner_scan(struct owner_query *const *queries, size_t n);
 
 struct owner_finder *owner_finder_new(struct hub *hub);
-void owner_finder_free(struct owner_finder *f);		/* when the hub is idle */
+void owner_finder_free(struct owner_finder *f); /* when the hub is idle */
 /* @done runs once, on the loop, unless cancelled. @answer: see above. */
 struct owner_request *owner_ask(struct owner_finder *f, int proto, const struct in6_addr *ip,
 				uint16_t port, void (*done)(void *arg, const char *answer),

@@ -3,12 +3,12 @@
 #include "hostagent/forward/address.h"
 #include "lib/base/mem.h"
 
-enum { RULE_BUILTIN = 3 };	/* ssh's two and the last one */
+enum { RULE_BUILTIN = 3 }; /* ssh's two and the last one */
 
 static struct config_port_forward never(uint16_t port)
 {
 	return (struct config_port_forward){
-		.guest_ip = address_v4(0, 0, 0, 0),	/* wildcard: must_be_zero stays off */
+		.guest_ip = address_v4(0, 0, 0, 0), /* wildcard: must_be_zero stays off */
 		.guest_port = { port, port },
 		.proto = L4_ANY,
 		.ignore = true,
@@ -83,7 +83,7 @@ static bool matches(const struct config_port_forward *r, int proto, const struct
 	if (r->guest_socket || r->reverse || !speaks(r, proto))
 		return false;
 	if (r->host_socket && proto == IPPROTO_UDP)
-		return false;	/* a stream socket cannot carry datagrams */
+		return false; /* a stream socket cannot carry datagrams */
 	if (port < r->guest_port[0] || port > r->guest_port[1])
 		return false;
 	return covers_ip(r, ip);

@@ -22,15 +22,15 @@
 #include "lib/config/config.h"
 
 struct rule_set {
-	struct config_port_forward *rules;	/* shallow copies: the config outlives us */
+	struct config_port_forward *rules; /* shallow copies: the config outlives us */
 	size_t n;
 	/* The user begins with "ignore everything": then ports that stay closed
 	 * are not worth an event each. */
 	bool quiet_tcp, quiet_udp;
 };
 
-struct rule_host {		/* where on the host */
-	const char *socket;	/* absolute path, or NULL: ip and port; lives as long as the rule */
+struct rule_host {          /* where on the host */
+	const char *socket; /* absolute path, or NULL: ip and port; lives as long as the rule */
 	struct in6_addr ip;
 	uint16_t port;
 };

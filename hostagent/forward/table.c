@@ -9,7 +9,7 @@ enum { TABLE_FIRST_SIZE = 16 };
 uint32_t table_hash(const void *key, size_t len, uint32_t seed)
 {
 	const uint8_t *p = key;
-	uint32_t h = seed ^ 2166136261u;	/* FNV-1a, then murmur3's finish */
+	uint32_t h = seed ^ 2166136261u; /* FNV-1a, then murmur3's finish */
 
 	for (size_t i = 0; i < len; i++)
 		h = (h ^ p[i]) * 16777619u;

@@ -19,7 +19,7 @@ struct table_link {
 
 struct table {
 	struct table_link **buckets;
-	size_t n_buckets;	/* 0 or a power of two */
+	size_t n_buckets; /* 0 or a power of two */
 	size_t len;
 };
 
@@ -27,7 +27,7 @@ struct table {
 uint32_t table_hash(const void *key, size_t len, uint32_t seed);
 
 void table_add(struct table *t, struct table_link *link, uint32_t hash);
-void table_remove(struct table *t, struct table_link *link);	/* must be in it */
+void table_remove(struct table *t, struct table_link *link); /* must be in it */
 struct table_link *table_first(const struct table *t, uint32_t hash);
-struct table_link *table_next(const struct table_link *link);	/* next with the same hash */
-void table_done(struct table *t);	/* frees the buckets; the items are the owner's */
+struct table_link *table_next(const struct table_link *link); /* next with the same hash */
+void table_done(struct table *t); /* frees the buckets; the items are the owner's */

@@ -11,11 +11,11 @@
 
 struct target {
 	unsigned refs;
-	char guest_addr[ADDRESS_TEXT_SIZE];	/* dialed literally in the guest */
-	uint64_t connections_total, connections_now;	/* UDP: flows */
-	uint64_t bytes_in, bytes_out;		/* into, out of the guest */
+	char guest_addr[ADDRESS_TEXT_SIZE];          /* dialed literally in the guest */
+	uint64_t connections_total, connections_now; /* UDP: flows */
+	uint64_t bytes_in, bytes_out;                /* into, out of the guest */
 };
 
-struct target *target_new(const char *guest_addr);	/* one reference, the caller's */
+struct target *target_new(const char *guest_addr); /* one reference, the caller's */
 struct target *target_ref(struct target *t);
 void target_unref(struct target *t);

@@ -17,20 +17,20 @@
 enum {
 	TCP_READ_MIN = 4 * 1024,
 	TCP_READ_MAX = 128 * 1024,
-	TCP_WRITE_HIGH = 256 * 1024,	/* waiting for the client: pause the lane */
-	TCP_WRITE_LOW = 64 * 1024,	/* … and go on */
+	TCP_WRITE_HIGH = 256 * 1024, /* waiting for the client: pause the lane */
+	TCP_WRITE_LOW = 64 * 1024,   /* … and go on */
 	TCP_KEEPALIVE_S = 60,
 };
 
 enum tcp_state {
-	TCP_WAITING,	/* no lane: in set->waiting */
-	TCP_OPENING,	/* the lane connects: in set->opening; has a lane_conn */
-	TCP_RELAYING,	/* has a lane_conn */
-	TCP_DRAINING,	/* the guest's side ended; what is left goes to the client */
-	TCP_CLOSED,	/* only the handle's close callback is left */
+	TCP_WAITING,  /* no lane: in set->waiting */
+	TCP_OPENING,  /* the lane connects: in set->opening; has a lane_conn */
+	TCP_RELAYING, /* has a lane_conn */
+	TCP_DRAINING, /* the guest's side ended; what is left goes to the client */
+	TCP_CLOSED,   /* only the handle's close callback is left */
 };
 
-struct tcp_conn {	/* owner: the set, until the handle is closed */
+struct tcp_conn { /* owner: the set, until the handle is closed */
 	union {
 		uv_handle_t handle;
 		uv_stream_t stream;
@@ -39,33 +39,33 @@ struct tcp_conn {	/* owner: the set, until the handle is closed */
 	} sock;
 	uv_shutdown_t shutdown;
 	uv_write_t write;
-	struct buf in_flight, queued;	/* to the client: being written, after that */
+	struct buf in_flight, queued; /* to the client: being written, after that */
 	TAILQ_ENTRY(tcp_conn) in_set;
-	TAILQ_ENTRY(tcp_conn) in_queue;	/* waiting or opening */
-	uint64_t deadline_ms;		/* while in a queue */
+	TAILQ_ENTRY(tcp_conn) in_queue; /* waiting or opening */
+	uint64_t deadline_ms;           /* while in a queue */
 	struct tcp_set *set;
 	struct target *target;
-	const struct lane_ops *ops;	/* of the lane it was opened on */
-	struct lane_conn *lane;		/* NULL: none yet, or ended */
-	size_t read_size;		/* next buffer */
+	const struct lane_ops *ops; /* of the lane it was opened on */
+	struct lane_conn *lane;     /* NULL: none yet, or ended */
+	size_t read_size;           /* next buffer */
 	enum tcp_state state;
-	bool client_eof;		/* FIN from the client */
-	bool shutting, shut;		/* FIN to the client wanted, sent */
-	bool reset_at_end;		/* draining ends with RST instead of FIN */
-	bool lane_full;			/* reading stopped until `writable` */
+	bool client_eof;     /* FIN from the client */
+	bool shutting, shut; /* FIN to the client wanted, sent */
+	bool reset_at_end;   /* draining ends with RST instead of FIN */
+	bool lane_full;      /* reading stopped until `writable` */
 	bool lane_paused;
 };
 
 TAILQ_HEAD(tcp_list, tcp_conn);
 
-struct tcp_queue {	/* first in, first to run out of time */
+struct tcp_queue { /* first in, first to run out of time */
 	struct tcp_list list;
 	uv_timer_t timer;
 	unsigned wait_ms;
 	struct tcp_set *set;
 };
 
-struct tcp_set {	/* freed by the hub's owner, after its last connection */
+struct tcp_set { /* freed by the hub's owner, after its last connection */
 	struct hub *hub;
 	struct tcp_list conns;
 	size_t n_conns;
@@ -186,7 +186,7 @@ static void conn_flush(struct tcp_conn *c)
 	c->queued = (struct buf){ 0 };
 	out = uv_buf_init((char *)c->in_flight.data, (unsigned)c->in_flight.len);
 	rc = uv_write(&c->write, &c->sock.stream, &out, 1, on_written);
-	assert(rc == 0);	/* only says whether the handle is a stream */
+	assert(rc == 0); /* only says whether the handle is a stream */
 }
 
 static void on_shut_down(uv_shutdown_t *req, int status)
@@ -210,8 +210,7 @@ static void conn_shut_down(struct tcp_conn *c)
 	c->shutting = true;
 	c->shutdown.data = c;
 	/* libuv runs it when its write queue is empty, so ours must be in there */
-	if (c->in_flight.len == 0 &&
-	    uv_shutdown(&c->shutdown, &c->sock.stream, on_shut_down) < 0)
+	if (c->in_flight.len == 0 && uv_shutdown(&c->shutdown, &c->sock.stream, on_shut_down) < 0)
 		conn_abort(c);
 }
 
@@ -318,7 +317,7 @@ static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
 	else if (n < 0)
 		conn_abort(c);
 	if (n < 0 || !c->lane)
-		return;		/* draining: nobody takes the client's bytes any more */
+		return; /* draining: nobody takes the client's bytes any more */
 	data = fit(c, data, (size_t)n);
 	c->target->bytes_in += (uint64_t)n;
 	if (!c->ops->write(c->lane, data, (size_t)n)) {
@@ -359,7 +358,7 @@ static void on_lane_closed(void *arg, const struct error *why)
 
 	c->lane = NULL;
 	if (c->state == TCP_OPENING && why->code == -ECANCELED) {
-		conn_set_state(c, TCP_WAITING);	/* nothing was taken from the client yet */
+		conn_set_state(c, TCP_WAITING); /* nothing was taken from the client yet */
 		return;
 	}
 	if (why->code != 0 || c->state == TCP_OPENING) {
@@ -399,7 +398,7 @@ static void conn_dial(struct tcp_conn *c)
 		log_warn_limited("forward: cannot open a connection to guest `%s`: %s",
 				 c->target->guest_addr, err.msg);
 		conn_abort(c);
-	}	/* else the lane just went away: the client goes on waiting for one */
+	} /* else the lane just went away: the client goes on waiting for one */
 }
 
 /* --- clients ---------------------------------------------------------------- */
@@ -432,8 +431,9 @@ void tcp_conn_start(struct hub *hub, int fd, struct target *target)
 	struct tcp_set *set = hub->tcp;
 
 	if (set->n_conns >= hub->limits.max_connections) {
-		log_warn_limited("forward: %zu connections are open, the limit; client of guest `%s` reset",
-				 set->n_conns, target->guest_addr);
+		log_warn_limited(
+			"forward: %zu connections are open, the limit; client of guest `%s` reset",
+			set->n_conns, target->guest_addr);
 		setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 		close(fd);
 		return;
@@ -443,7 +443,7 @@ void tcp_conn_start(struct hub *hub, int fd, struct target *target)
 	c->set = set;
 	c->target = target_ref(target);
 	c->read_size = TCP_READ_MIN;
-	c->state = TCP_CLOSED;	/* in no queue yet */
+	c->state = TCP_CLOSED; /* in no queue yet */
 	hub_ref(hub);
 	TAILQ_INSERT_TAIL(&set->conns, c, in_set);
 	set->n_conns++;
@@ -453,7 +453,7 @@ void tcp_conn_start(struct hub *hub, int fd, struct target *target)
 
 	conn_set_state(c, TCP_WAITING);
 	if (rc < 0) {
-		close(fd);	/* libuv did not take it */
+		close(fd); /* libuv did not take it */
 		conn_abort(c);
 	} else if (hub->lane) {
 		conn_dial(c);

@@ -28,9 +28,9 @@ struct tcp_listener;
 typedef struct target *(*target_pick_fn)(void *arg);
 
 struct tcp_set *tcp_set_new(struct hub *hub);
-void tcp_set_lane_changed(struct tcp_set *set);	/* clients that wait try hub->lane */
-void tcp_set_close(struct tcp_set *set);	/* resets all */
-void tcp_set_free(struct tcp_set *set);		/* after close, when the hub is idle */
+void tcp_set_lane_changed(struct tcp_set *set); /* clients that wait try hub->lane */
+void tcp_set_close(struct tcp_set *set);        /* resets all */
+void tcp_set_free(struct tcp_set *set);         /* after close, when the hub is idle */
 size_t tcp_set_count(const struct tcp_set *set);
 
 /* Takes @fd, also on failure: bound, listening, TCP or unix. */

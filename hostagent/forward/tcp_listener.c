@@ -15,15 +15,15 @@
 #include "lib/base/mem.h"
 
 enum {
-	TCP_ACCEPT_BATCH = 64,		/* clients per turn of the loop */
-	TCP_ACCEPT_PAUSE_MS = 250,	/* when there are no descriptors */
+	TCP_ACCEPT_BATCH = 64,     /* clients per turn of the loop */
+	TCP_ACCEPT_PAUSE_MS = 250, /* when there are no descriptors */
 };
 
-struct tcp_listener {	/* refs: two handles */
+struct tcp_listener { /* refs: two handles */
 	uv_poll_t poll;
 	uv_timer_t pause;
 	struct hub *hub;
-	int fd;		/* -1 once closed */
+	int fd; /* -1 once closed */
 	target_pick_fn pick;
 	void *arg;
 	unsigned refs;
@@ -51,8 +51,8 @@ static void pause_accepting(struct tcp_listener *l, int errnum)
  * to treat like EAGAIN. */
 static bool concerns_one_client(int errnum)
 {
-	static const int codes[] = { EINTR,	   ECONNABORTED, EPROTO,	ENETDOWN,
-				     ENOPROTOOPT, EHOSTDOWN,	 EHOSTUNREACH, ENETUNREACH };
+	static const int codes[] = { EINTR,       ECONNABORTED, EPROTO,       ENETDOWN,
+				     ENOPROTOOPT, EHOSTDOWN,    EHOSTUNREACH, ENETUNREACH };
 
 	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
 		if (errnum == codes[i])
@@ -117,6 +117,6 @@ void tcp_listener_close(struct tcp_listener *l)
 		return;
 	uv_close((uv_handle_t *)&l->poll, on_handle_closed);
 	uv_close((uv_handle_t *)&l->pause, on_handle_closed);
-	close(l->fd);	/* safe after uv_close() of the poll handle (libuv docs, uv_poll_t) */
+	close(l->fd); /* safe after uv_close() of the poll handle (libuv docs, uv_poll_t) */
 	l->fd = -1;
 }

@@ -13,10 +13,10 @@
 #include "lib/base/mem.h"
 
 enum {
-	UDP_MAX = 65536,		/* > 65,507: nothing is cut unseen */
-	UDP_BATCH = 16,			/* datagrams per recvmmsg() */
-	UDP_TURN = 8,			/* batches per turn of the loop */
-	UDP_QUEUE_MAX = 256,		/* datagrams of a flow that wait for the lane */
+	UDP_MAX = 65536,     /* > 65,507: nothing is cut unseen */
+	UDP_BATCH = 16,      /* datagrams per recvmmsg() */
+	UDP_TURN = 8,        /* batches per turn of the loop */
+	UDP_QUEUE_MAX = 256, /* datagrams of a flow that wait for the lane */
 	UDP_QUEUE_BYTES = 256 * 1024,
 	UDP_TICK_MIN_MS = 1000,
 };
@@ -27,17 +27,17 @@ struct datagram {
 	uint8_t *data;
 };
 
-struct flow {		/* owner: its socket */
-	struct table_link link;		/* by client address */
+struct flow {                   /* owner: its socket */
+	struct table_link link; /* by client address */
 	TAILQ_ENTRY(flow) lru;
 	struct udp_socket *socket;
 	struct target *target;
 	struct sockaddr_storage client;
 	socklen_t client_len;
 	const struct lane_ops *ops;
-	struct lane_conn *lane;		/* NULL: waits for one */
-	bool open;			/* the lane said opened */
-	bool lane_full;			/* until writable */
+	struct lane_conn *lane; /* NULL: waits for one */
+	bool open;              /* the lane said opened */
+	bool lane_full;         /* until writable */
 	uint64_t last_ms;
 	STAILQ_HEAD(, datagram) queue;
 	size_t n_queued, queued_bytes;
@@ -45,15 +45,15 @@ struct flow {		/* owner: its socket */
 
 TAILQ_HEAD(flow_list, flow);
 
-struct udp_socket {	/* refs: two handles */
+struct udp_socket { /* refs: two handles */
 	uv_poll_t poll;
 	uv_timer_t idle;
 	struct hub *hub;
-	int fd;			/* -1 once closed */
+	int fd; /* -1 once closed */
 	target_pick_fn pick;
 	void *arg;
 	struct table flows;
-	struct flow_list lru;	/* the one idle longest first */
+	struct flow_list lru; /* the one idle longest first */
 	TAILQ_ENTRY(udp_socket) in_set;
 	unsigned refs;
 };
@@ -61,7 +61,7 @@ struct udp_socket {	/* refs: two handles */
 struct udp_set {
 	struct hub *hub;
 	TAILQ_HEAD(, udp_socket) sockets;
-	uint8_t *scratch;	/* UDP_BATCH × UDP_MAX: all sockets read into it; NULL: not yet */
+	uint8_t *scratch; /* UDP_BATCH × UDP_MAX: all sockets read into it; NULL: not yet */
 };
 
 /* --- flows ------------------------------------------------------------------ */
@@ -110,8 +110,8 @@ static void arm_idle(struct udp_socket *u)
 	if (!f)
 		return;
 	due = f->last_ms + u->hub->limits.udp_idle_ms;
-	uv_timer_start(&u->idle, on_idle,
-		       MAX(due > now ? due - now : 0, (uint64_t)UDP_TICK_MIN_MS), 0);
+	uv_timer_start(&u->idle, on_idle, MAX(due > now ? due - now : 0, (uint64_t)UDP_TICK_MIN_MS),
+		       0);
 }
 
 static void on_idle(uv_timer_t *timer)
@@ -191,7 +191,7 @@ static void on_lane_closed(void *arg, const struct error *why)
 	log_debug("forward: flow to guest `%s` ended: %s", f->target->guest_addr, why->msg);
 	f->lane = NULL;
 	if (f->open || why->code != -ECANCELED)
-		flow_free(f);	/* else it waits for the next lane */
+		flow_free(f); /* else it waits for the next lane */
 }
 
 static const struct lane_callbacks callbacks = {
@@ -212,7 +212,7 @@ static void flow_dial(struct flow *f)
 	cb.arg = f;
 	f->ops = lane->ops;
 	if (lane->ops->open(lane, IPPROTO_UDP, f->target->guest_addr, &cb, &f->lane, &err) < 0 &&
-	    err.code != -ECANCELED && err.code != -ENOTCONN) {	/* these: the lane just went */
+	    err.code != -ECANCELED && err.code != -ENOTCONN) { /* these: the lane just went */
 		log_warn_limited("forward: cannot open a flow to guest `%s`: %s",
 				 f->target->guest_addr, err.msg);
 		flow_free(f);
@@ -356,8 +356,8 @@ static void on_readable(uv_poll_t *poll, int status, int events)
 			return;
 }
 
-int udp_socket_new(struct hub *hub, int fd, target_pick_fn pick, void *arg,
-		   struct udp_socket **ret, struct error *err)
+int udp_socket_new(struct hub *hub, int fd, target_pick_fn pick, void *arg, struct udp_socket **ret,
+		   struct error *err)
 {
 	scoped_free struct udp_socket *u = xnew(struct udp_socket);
 	int rc = uv_poll_init(&hub->loop->uv, &u->poll, fd);

@@ -13,16 +13,16 @@
 #pragma once
 
 #include "hostagent/forward/hub.h"
-#include "hostagent/forward/tcp.h"	/* target_pick_fn */
+#include "hostagent/forward/tcp.h" /* target_pick_fn */
 
 struct udp_socket;
 
 struct udp_set *udp_set_new(struct hub *hub);
-void udp_set_lane_changed(struct udp_set *set);	/* flows that wait try hub->lane */
-void udp_set_free(struct udp_set *set);		/* when the hub is idle */
+void udp_set_lane_changed(struct udp_set *set); /* flows that wait try hub->lane */
+void udp_set_free(struct udp_set *set);         /* when the hub is idle */
 
 /* Takes @fd, also on failure: a bound datagram socket. */
-int udp_socket_new(struct hub *hub, int fd, target_pick_fn pick, void *arg,
-		   struct udp_socket **ret, struct error *err);
+int udp_socket_new(struct hub *hub, int fd, target_pick_fn pick, void *arg, struct udp_socket **ret,
+		   struct error *err);
 /* Ends its flows; the descriptor is closed on return. */
 void udp_socket_close(struct udp_socket *u);

@@ -59,8 +59,9 @@ int unix_listen(const char *path, int *ret_fd, struct unix_id *ret_id, struct er
 	struct stat st;
 
 	if (strlen(path) >= sizeof(addr.sun_path))
-		return error_set(err, -ENAMETOOLONG, "`%s` is longer than a socket's name may be (%zu)",
-				 path, sizeof(addr.sun_path) - 1);
+		return error_set(err, -ENAMETOOLONG,
+				 "`%s` is longer than a socket's name may be (%zu)", path,
+				 sizeof(addr.sun_path) - 1);
 	strcpy(addr.sun_path, path);
 	if (make_parent(path, err) < 0 || remove_stale(&addr, err) < 0 || unix_socket(&fd, err) < 0)
 		return err->code;

@@ -10,7 +10,7 @@
 
 #include "lib/base/error.h"
 
-struct unix_id {	/* which file we made: another one of that name is left alone */
+struct unix_id { /* which file we made: another one of that name is left alone */
 	dev_t dev;
 	ino_t ino;
 };

@@ -57,7 +57,7 @@ static bool is_closed(void *arg)
 void fx_stop(struct fx *fx)
 {
 	forward_close(fx->forward, on_closed, fx);
-	assert_int_equal(fx->lane.now, 0);	/* no connection of the lane was forgotten */
+	assert_int_equal(fx->lane.now, 0); /* no connection of the lane was forgotten */
 	assert_true(fx_until(fx, is_closed, fx));
 	assert_int_equal(loop_done(&fx->loop), 0);
 	strv_done(&fx->events);
@@ -97,7 +97,8 @@ uint16_t fx_free_port(void)
 		uint16_t port = next++;
 		int fds[4] = { fx_bind(SOCK_STREAM, "127.0.0.1", port),
 			       fx_bind(SOCK_DGRAM, "127.0.0.1", port),
-			       fx_bind(SOCK_STREAM, "::1", port), fx_bind(SOCK_DGRAM, "::1", port) };
+			       fx_bind(SOCK_STREAM, "::1", port),
+			       fx_bind(SOCK_DGRAM, "::1", port) };
 		bool ok = fds[0] >= 0 && fds[1] >= 0 && fds[2] != -EADDRINUSE &&
 			  fds[3] != -EADDRINUSE;
 
@@ -260,4 +261,17 @@ int fx_bind(int type, const char *ip, uint16_t port)
 		return rc;
 	}
 	return fd;
+}
+
+ssize_t fx_receive(struct fx *fx, int fd, void *buf, size_t len)
+{
+	ssize_t n;
+
+	for (unsigned ms = 0; ms < FX_DEADLINE_MS; ms++) {
+		n = recv(fd, buf, len, MSG_DONTWAIT);
+		if (n >= 0 || errno != EAGAIN)
+			return n < 0 ? -errno : n;
+		fx_turn(fx, 1);
+	}
+	return -EAGAIN;
 }

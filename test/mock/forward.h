@@ -5,6 +5,8 @@
  */
 #pragma once
 
+#include <sys/types.h>
+
 #include "hostagent/forward/forward.h"
 #include "lib/base/strv.h"
 #include "test/mock/lane.h"
@@ -16,14 +18,14 @@ struct fx {
 	struct config config;
 	struct forward *forward;
 	struct mock_lane lane;
-	struct strv events;	/* "forwarding tcp 127.0.0.1:80 127.0.0.1:80", "… error" */
+	struct strv events; /* "forwarding tcp 127.0.0.1:80 127.0.0.1:80", "… error" */
 	bool closed;
 };
 
 /* Fills @fx; limits may be NULL. The lane is set. */
 void fx_start(struct fx *fx, const struct config_port_forward *rules, size_t n,
 	      const struct forward_limits *limits);
-void fx_stop(struct fx *fx);	/* asserts that nothing is left */
+void fx_stop(struct fx *fx); /* asserts that nothing is left */
 
 struct guest_port fx_port(int proto, const char *ip, uint16_t port);
 void fx_add(struct fx *fx, int proto, const char *ip, uint16_t port);
@@ -33,12 +35,14 @@ uint16_t fx_free_port(void);
 
 /* Turns the loop until @done(arg); false after the deadline. */
 bool fx_until(struct fx *fx, bool (*done)(void *arg), void *arg);
-void fx_turn(struct fx *fx, unsigned ms);	/* lets @ms pass */
-bool fx_wait_event(struct fx *fx, const char *prefix);	/* the newest event starts so */
+void fx_turn(struct fx *fx, unsigned ms);              /* lets @ms pass */
+bool fx_wait_event(struct fx *fx, const char *prefix); /* the newest event starts so */
 unsigned fx_count_events(struct fx *fx, const char *prefix);
 /* fn(arg) in a thread; returns when it did. */
 bool fx_client(struct fx *fx, void (*fn)(void *arg), void *arg);
 
 /* Blocking sockets with a receive timeout; -errno on failure. */
 int fx_connect(int type, const char *ip, uint16_t port);
-int fx_bind(int type, const char *ip, uint16_t port);	/* listening when a stream */
+int fx_bind(int type, const char *ip, uint16_t port); /* listening when a stream */
+/* recv() while the loop turns; -EAGAIN after the deadline. */
+ssize_t fx_receive(struct fx *fx, int fd, void *buf, size_t len);

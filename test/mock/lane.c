@@ -26,7 +26,7 @@ struct lane_conn {
 	uint64_t got, sent;
 	bool opened, paused, full, eof_in, eof_out, dead;
 	bool posted;
-	int fail_code;	/* end with this at the next turn; 0: do not */
+	int fail_code; /* end with this at the next turn; 0: do not */
 };
 
 static uint8_t filler[MOCK_CHUNK];
@@ -196,8 +196,7 @@ static void serve_turn(struct lane_conn *c)
 		if (c->head)
 			end(c, -ECONNRESET);
 		return;
-	default:
-		return;
+	default: return;
 	}
 	if (!c->dead && c->eof_in && c->eof_out && c->proto == IPPROTO_TCP)
 		end(c, 0);

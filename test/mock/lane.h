@@ -12,24 +12,24 @@
 #include "lib/base/loop.h"
 
 enum mock_mode {
-	MOCK_ECHO,		/* sends back, ends when the client ended */
-	MOCK_REFUSE,		/* connect() fails with ECONNREFUSED */
-	MOCK_SILENT,		/* connect() never answers */
-	MOCK_RESET,		/* connected, resets on the first bytes */
-	MOCK_STUCK,		/* connected, takes nothing: write() says full */
-	MOCK_SINK,		/* takes everything, ends when the client ended */
-	MOCK_SOURCE,		/* sends source_bytes, then FIN; takes until the client's FIN */
-	MOCK_REPLY_AFTER_EOF,	/* takes until FIN, then sends how many bytes it got and FIN */
-	MOCK_LANE_GONE,		/* the lane breaks before it connects */
+	MOCK_ECHO,            /* sends back, ends when the client ended */
+	MOCK_REFUSE,          /* connect() fails with ECONNREFUSED */
+	MOCK_SILENT,          /* connect() never answers */
+	MOCK_RESET,           /* connected, resets on the first bytes */
+	MOCK_STUCK,           /* connected, takes nothing: write() says full */
+	MOCK_SINK,            /* takes everything, ends when the client ended */
+	MOCK_SOURCE,          /* sends source_bytes, then FIN; takes until the client's FIN */
+	MOCK_REPLY_AFTER_EOF, /* takes until FIN, then sends how many bytes it got and FIN */
+	MOCK_LANE_GONE,       /* the lane breaks before it connects */
 };
 
 struct mock_lane {
 	struct lane lane;
 	struct loop *loop;
-	enum mock_mode mode;		/* for connections opened from now on */
-	enum mock_mode (*choose)(const char *guest_addr);	/* instead of mode; or NULL */
+	enum mock_mode mode;                              /* for connections opened from now on */
+	enum mock_mode (*choose)(const char *guest_addr); /* instead of mode; or NULL */
 	uint64_t source_bytes;
-	unsigned opens, resets, closes, eofs, now;	/* calls seen; connections alive */
+	unsigned opens, resets, closes, eofs, now; /* calls seen; connections alive */
 	uint64_t bytes_in;
 	char last_addr[64];
 	struct lane_conn *conns;

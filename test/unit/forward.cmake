@@ -1,3 +1,11 @@
 lima_unit(forward_rule lima_forward)
-lima_unit(forward_tcp lima_forward)
-target_sources(forward_tcp_test PRIVATE ../mock/forward.c ../mock/lane.c)
+foreach(name forward_ports forward_tcp forward_udp)
+	lima_unit(${name} lima_forward)
+	target_sources(${name}_test PRIVATE ../mock/forward.c ../mock/lane.c)
+endforeach()
+
+# The host's side alone, at memory speed: build/…/test/unit/forward-lane-bench
+add_executable(forward-lane-bench EXCLUDE_FROM_ALL ../bench/forward_lane.c ../mock/forward.c
+	../mock/lane.c)
+target_link_libraries(forward-lane-bench PRIVATE lima_host_flags lima_forward lima_base
+	PkgConfig::CMOCKA)

@@ -110,11 +110,11 @@ static void test_rule_without_user_rules(void **state)
 		uint16_t port;
 		const char *want;
 	} rows[] = {
-		{ "127.0.0.1", 80, "127.0.0.1:80" },	{ "0.0.0.0", 1, "127.0.0.1:1" },
-		{ "::", 65535, "127.0.0.1:65535" },	{ "::1", 80, "127.0.0.1:80" },
-		{ "127.0.0.2", 80, "closed" },		{ "10.0.0.1", 80, "closed" },
-		{ "0.0.0.0", 22, "closed" },		{ "127.0.0.1", 22, "closed" },
-		{ "fd00::1", 22, "closed" },		{ "0.0.0.0", SSH_PORT, "closed" },
+		{ "127.0.0.1", 80, "127.0.0.1:80" }, { "0.0.0.0", 1, "127.0.0.1:1" },
+		{ "::", 65535, "127.0.0.1:65535" },  { "::1", 80, "127.0.0.1:80" },
+		{ "127.0.0.2", 80, "closed" },       { "10.0.0.1", 80, "closed" },
+		{ "0.0.0.0", 22, "closed" },         { "127.0.0.1", 22, "closed" },
+		{ "fd00::1", 22, "closed" },         { "0.0.0.0", SSH_PORT, "closed" },
 		{ "127.0.0.1", SSH_PORT, "closed" },
 	};
 
@@ -190,7 +190,7 @@ static void test_rule_guest_sockets_swallow_nothing(void **state)
 	struct config_port_forward list[3];
 
 	memset(list, 0, sizeof(list));
-	list[0] = rule("127.0.0.1", 1, 65535, 1);	/* what an empty guestPort defaults to */
+	list[0] = rule("127.0.0.1", 1, 65535, 1); /* what an empty guestPort defaults to */
 	list[0].guest_socket = (char *)"/run/docker.sock";
 	list[0].host_socket = (char *)"/tmp/docker.sock";
 	list[0].is_static = true;
@@ -227,7 +227,7 @@ static void test_rule_quiet_when_everything_is_ignored_first(void **state)
 	list[0] = list[1] = list[2] = all;
 	list[0].proto = L4_TCP;
 	list[1] = rule("127.0.0.1", 80, 80, 80);
-	list[2].proto = L4_UDP;		/* behind another rule: does not count */
+	list[2].proto = L4_UDP; /* behind another rule: does not count */
 	rule_set_init(&set, list, 3, SSH_PORT);
 	assert_true(rule_set_is_quiet(&set, IPPROTO_TCP));
 	assert_false(rule_set_is_quiet(&set, IPPROTO_UDP));

@@ -22,16 +22,16 @@
 
 /* --- what clients do, in threads: no asserts in there ------------------------ */
 
-struct call {		/* one client */
+struct call { /* one client */
 	const char *ip;
 	uint16_t port;
 	size_t send_bytes;
-	bool half_close;	/* FIN after sending, then read on */
-	int rc;			/* 0, or -errno of what failed */
+	bool half_close; /* FIN after sending, then read on */
+	int rc;          /* 0, or -errno of what failed */
 	size_t got_bytes;
-	bool matched;		/* what came back is what was sent */
+	bool matched; /* what came back is what was sent */
 	bool got_eof;
-	char text[64];		/* its beginning */
+	char text[64]; /* its beginning */
 };
 
 static uint8_t pattern(size_t i)
@@ -115,7 +115,9 @@ static uint16_t start(struct fx *fx, enum mock_mode mode, const struct forward_l
 static void test_tcp_echo_and_half_close_by_the_client_first(void **state)
 {
 	struct fx fx;
-	struct call c = { .port = start(&fx, MOCK_ECHO, NULL), .send_bytes = 100, .half_close = true };
+	struct call c = { .port = start(&fx, MOCK_ECHO, NULL),
+			  .send_bytes = 100,
+			  .half_close = true };
 
 	assert_true(fx_client(&fx, call_guest, &c));
 	assert_int_equal(c.rc, 0);
@@ -168,7 +170,7 @@ static void test_tcp_half_close_by_the_guest_first(void **state)
 	assert_int_equal(c.rc, 0);
 	assert_int_equal(c.got_bytes, 500000);
 	assert_true(fx_until(&fx, no_connection, &fx));
-	assert_int_equal(fx.lane.bytes_in, 2000000);	/* not one byte after our FIN was lost */
+	assert_int_equal(fx.lane.bytes_in, 2000000); /* not one byte after our FIN was lost */
 	assert_int_equal(fx.lane.resets, 0);
 	fx_stop(&fx);
 }
@@ -220,7 +222,7 @@ static void reset_guest(void *arg)
 	c->matched = true;
 	c->rc = fd < 0 ? fd : send_all(fd, 10);
 	if (c->rc == 0)
-		c->rc = receive(fd, c, 10);	/* the connection is up */
+		c->rc = receive(fd, c, 10); /* the connection is up */
 	setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 	close(fd);
 }
@@ -309,12 +311,12 @@ static void test_tcp_slow_client_pauses_the_guest_and_loses_nothing(void **state
 	assert_true(fx_until(&fx, lane_delivered_nothing_new, &fx));
 	fx_turn(&fx, 200);
 	forward_list(fx.forward, list_bytes, &out);
-	assert_true(out > 0 && out < 20 << 20);	/* the kernel's buffers and 256 KiB of ours */
+	assert_true(out > 0 && out < 20 << 20); /* the kernel's buffers and 256 KiB of ours */
 	while (got < fx.lane.source_bytes) {
 		while ((n = recv(fd, block, sizeof(block), 0)) > 0)
 			got += (size_t)n;
 		assert_true(got == fx.lane.source_bytes || (n < 0 && errno == EAGAIN));
-		uv_run(&fx.loop.uv, UV_RUN_ONCE);
+		fx_turn(&fx, 1);
 	}
 	close(fd);
 	fx_stop(&fx);
@@ -348,7 +350,9 @@ static void test_tcp_client_waits_for_the_lane(void **state)
 {
 	struct fx fx;
 	struct lane_later later;
-	struct call c = { .port = start(&fx, MOCK_ECHO, NULL), .send_bytes = 100, .half_close = true };
+	struct call c = { .port = start(&fx, MOCK_ECHO, NULL),
+			  .send_bytes = 100,
+			  .half_close = true };
 
 	forward_set_lane(fx.forward, NULL);
 	lane_in_200_ms(&fx, &later);
@@ -381,7 +385,7 @@ static void test_tcp_client_is_reset_when_no_lane_comes(void **state)
 	struct call c = { .port = start(&fx, MOCK_SILENT, &limits) };
 	uint64_t t0 = clock_mono_ms();
 
-	assert_true(fx_client(&fx, call_guest, &c));	/* a guest that never answers */
+	assert_true(fx_client(&fx, call_guest, &c)); /* a guest that never answers */
 	assert_int_equal(c.rc, -ECONNRESET);
 	assert_true(clock_mono_ms() - t0 >= 300);
 	forward_set_lane(fx.forward, NULL);
@@ -400,8 +404,7 @@ static void test_tcp_open_connection_is_reset_when_the_lane_breaks(void **state)
 	char b = 'x';
 
 	assert_int_equal(send(fd, &b, 1, 0), 1);
-	while (recv(fd, &b, 1, MSG_DONTWAIT) < 0)
-		uv_run(&fx.loop.uv, UV_RUN_ONCE);
+	assert_int_equal(fx_receive(&fx, fd, &b, 1), 1);
 	mock_lane_break(&fx.lane, -ECANCELED);
 	assert_true(fx_until(&fx, no_connection, &fx));
 	assert_int_equal(recv(fd, &b, 1, 0), -1);
@@ -432,7 +435,7 @@ static void test_tcp_thousand_connections_at_once(void **state)
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &files), 0);
 	for (int i = 0; i < CROWD; i++) {
 		fds[i] = fx_connect(SOCK_STREAM, i % 2 ? "127.0.0.1" : "::1", port);
-		if (fds[i] == -EADDRNOTAVAIL || fds[i] == -EAFNOSUPPORT)	/* no IPv6 here */
+		if (fds[i] == -EADDRNOTAVAIL || fds[i] == -EAFNOSUPPORT) /* no IPv6 here */
 			fds[i] = fx_connect(SOCK_STREAM, "127.0.0.1", port);
 		assert_true(fds[i] >= 0);
 		assert_int_equal(send(fds[i], &(int){ i }, sizeof(int), 0), sizeof(int));
@@ -445,7 +448,7 @@ static void test_tcp_thousand_connections_at_once(void **state)
 	assert_int_equal(fx.lane.now, CROWD);
 	for (int i = 0; i < CROWD; i++) {
 		assert_int_equal(recv(fds[i], in, sizeof(in), MSG_WAITALL | MSG_DONTWAIT), 5);
-		assert_memory_equal(in, &i, sizeof(i));	/* its own bytes, not another's */
+		assert_memory_equal(in, &i, sizeof(i)); /* its own bytes, not another's */
 		close(fds[i]);
 	}
 	assert_true(fx_until(&fx, no_connection, &fx));
@@ -462,14 +465,12 @@ static void test_tcp_connections_outlive_the_forward(void **state)
 	char b = 'x';
 
 	assert_int_equal(send(fd, &b, 1, 0), 1);
-	while (recv(fd, &b, 1, MSG_DONTWAIT) < 0)
-		uv_run(&fx.loop.uv, UV_RUN_ONCE);
+	assert_int_equal(fx_receive(&fx, fd, &b, 1), 1);
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", port);
 	assert_int_equal(fx_connect(SOCK_STREAM, "127.0.0.1", port), -ECONNREFUSED);
 	b = 'y';
 	assert_int_equal(send(fd, &b, 1, 0), 1);
-	while (recv(fd, &b, 1, MSG_DONTWAIT) < 0)
-		uv_run(&fx.loop.uv, UV_RUN_ONCE);
+	assert_int_equal(fx_receive(&fx, fd, &b, 1), 1);
 	assert_int_equal(b, 'y');
 	close(fd);
 	fx_stop(&fx);
@@ -504,7 +505,7 @@ static void test_tcp_out_of_descriptors_keeps_clients_waiting(void **state)
 	int fds[CLIENTS], top;
 
 	for (int i = 0; i < CLIENTS; i++) {
-		fds[i] = fx_connect(SOCK_STREAM, "127.0.0.1", port);	/* into the backlog */
+		fds[i] = fx_connect(SOCK_STREAM, "127.0.0.1", port); /* into the backlog */
 		assert_true(fds[i] >= 0);
 		assert_int_equal(send(fds[i], "hello", 5, 0), 5);
 	}
@@ -515,16 +516,12 @@ static void test_tcp_out_of_descriptors_keeps_clients_waiting(void **state)
 	few.rlim_cur = (rlim_t)top + 5;
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
 	fx_turn(&fx, 100);
-	assert_in_range(fx.lane.opens, 1, 5);	/* these work, */
+	assert_in_range(fx.lane.opens, 1, 5); /* these work, */
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &files), 0);
-	for (int i = 0; i < CLIENTS; i++) {	/* the others were not dropped */
+	for (int i = 0; i < CLIENTS; i++) { /* the others were not dropped */
 		char in[8];
-		uint64_t t0 = clock_mono_ms();
 
-		while (recv(fds[i], in, sizeof(in), MSG_DONTWAIT) != 5) {
-			assert_true(clock_mono_ms() - t0 < FX_DEADLINE_MS);
-			uv_run(&fx.loop.uv, UV_RUN_ONCE);
-		}
+		assert_int_equal(fx_receive(&fx, fds[i], in, sizeof(in)), 5);
 		close(fds[i]);
 	}
 	fx_stop(&fx);
@@ -606,7 +603,7 @@ static void test_unix_only_stale_sockets_are_replaced(void **state)
 	fx_start(&fx, &rule, 1, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 8080);
 	assert_int_equal(fx_count_events(&fx, "failed tcp 127.0.0.1:8080"), 1);
-	close(other);		/* leaves the file: a crashed program's socket */
+	close(other); /* leaves the file: a crashed program's socket */
 	assert_true(fx_wait_event(&fx, "forwarding tcp 127.0.0.1:8080"));
 	fd = connect_unix(path);
 	assert_true(fd >= 0);

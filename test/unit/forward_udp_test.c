@@ -1,0 +1,247 @@
+/* Datagrams: real client sockets, a mock guest that echoes. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "lib/base/mem.h"
+#include "test/mock/forward.h"
+
+enum { UDP_LARGEST = 65507 }; /* 65535 - 20 (IPv4) - 8 (UDP) */
+
+static uint16_t start(struct fx *fx, const struct forward_limits *limits)
+{
+	uint16_t port = fx_free_port();
+
+	fx_start(fx, NULL, 0, limits);
+	fx_add(fx, IPPROTO_UDP, "0.0.0.0", port);
+	assert_int_equal(fx_count_events(fx, "forwarding udp"), 1);
+	return port;
+}
+
+static void assert_echo(struct fx *fx, int fd, const void *data, size_t len)
+{
+	scoped_free uint8_t *in = xmalloc(UDP_LARGEST + 1);
+
+	assert_int_equal(send(fd, data, len, 0), len);
+	assert_int_equal(fx_receive(fx, fd, in, UDP_LARGEST + 1), len);
+	assert_memory_equal(in, data, len);
+}
+
+static void test_udp_datagrams_stay_whole(void **state)
+{
+	static const size_t sizes[] = { 1, 0, 1472, 1473, 9000, 32768, 32769, UDP_LARGEST, 0, 5 };
+	scoped_free uint8_t *data = xmalloc(UDP_LARGEST);
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+
+	for (size_t i = 0; i < UDP_LARGEST; i++)
+		data[i] = (uint8_t)(i * 17 + i / 256);
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
+		assert_echo(&fx, fd, data, sizes[i]);
+	assert_int_equal(fx.lane.opens, 1);
+	close(fd);
+	fx_stop(&fx);
+}
+
+static void test_udp_ipv6_localhost(void **state)
+{
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int fd = fx_connect(SOCK_DGRAM, "::1", port);
+
+	if (fd >= 0) { /* else this host has no IPv6 */
+		assert_echo(&fx, fd, "hello", 5);
+		close(fd);
+	}
+	fx_stop(&fx);
+}
+
+static void test_udp_three_hundred_clients_get_their_own_answers(void **state)
+{
+	enum { CLIENTS = 300, ROUNDS = 3 };
+	struct rlimit files;
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int fds[CLIENTS];
+	char out[32], in[32];
+
+	getrlimit(RLIMIT_NOFILE, &files);
+	files.rlim_cur = MIN(files.rlim_max, (rlim_t)4096);
+	setrlimit(RLIMIT_NOFILE, &files);
+	for (int i = 0; i < CLIENTS; i++)
+		assert_true((fds[i] = fx_connect(SOCK_DGRAM, "127.0.0.1", port)) >= 0);
+	for (int r = 0; r < ROUNDS; r++) {
+		for (int i = 0; i < CLIENTS; i++) {
+			int n = snprintf(out, sizeof(out), "round %d client %d", r, i);
+
+			assert_int_equal(send(fds[i], out, (size_t)n, 0), n);
+			if (i % 50 == 49) /* the host socket's buffer is not endless */
+				fx_turn(&fx, 1);
+		}
+		for (int i = 0; i < CLIENTS; i++) {
+			int n = snprintf(out, sizeof(out), "round %d client %d", r, i);
+
+			assert_int_equal(fx_receive(&fx, fds[i], in, sizeof(in)), n);
+			assert_memory_equal(in, out, (size_t)n);
+		}
+	}
+	assert_int_equal(fx.lane.opens, CLIENTS);
+	for (int i = 0; i < CLIENTS; i++)
+		close(fds[i]);
+	fx_stop(&fx);
+}
+
+static bool one_flow_left(void *arg)
+{
+	return ((struct fx *)arg)->lane.now == 1;
+}
+
+static bool no_flow_left(void *arg)
+{
+	return ((struct fx *)arg)->lane.now == 0;
+}
+
+static void test_udp_idle_flows_end_and_come_back(void **state)
+{
+	struct forward_limits limits = { .udp_idle_ms = 1500 };
+	struct fx fx;
+	uint16_t port = start(&fx, &limits);
+	int a = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	int b = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+
+	assert_echo(&fx, a, "a", 1);
+	fx_turn(&fx, 1000);
+	assert_echo(&fx, b, "b", 1);
+	assert_true(fx_until(&fx, one_flow_left, &fx)); /* a, the older */
+	assert_echo(&fx, b, "b", 1);
+	assert_int_equal(fx.lane.opens, 2);
+	assert_true(fx_until(&fx, no_flow_left, &fx));
+	assert_int_equal(fx.lane.closes, 2);
+	assert_echo(&fx, a, "again", 5);
+	close(a);
+	close(b);
+	fx_stop(&fx);
+}
+
+static void test_udp_most_idle_flow_makes_room(void **state)
+{
+	struct forward_limits limits = { .max_flows = 2 };
+	struct fx fx;
+	uint16_t port = start(&fx, &limits);
+	int fds[3];
+
+	for (int i = 0; i < 3; i++)
+		fds[i] = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	assert_echo(&fx, fds[0], "0", 1);
+	assert_echo(&fx, fds[1], "1", 1);
+	assert_echo(&fx, fds[0], "0", 1);
+	assert_echo(&fx, fds[2], "2", 1); /* instead of 1 */
+	assert_int_equal(fx.lane.now, 2);
+	assert_echo(&fx, fds[0], "0", 1);
+	assert_int_equal(fx.lane.opens, 3);
+	for (int i = 0; i < 3; i++)
+		close(fds[i]);
+	fx_stop(&fx);
+}
+
+static void test_udp_waits_for_a_lane_and_drops_the_oldest(void **state)
+{
+	enum { SENT = 600, KEPT = 256 };
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port), n = 0, got = 0;
+
+	forward_set_lane(fx.forward, NULL);
+	for (int i = 0; i < SENT; i++) {
+		assert_int_equal(send(fd, &i, sizeof(i), 0), sizeof(i));
+		if (i % 50 == 49)
+			fx_turn(&fx, 1);
+	}
+	fx_turn(&fx, 20);
+	forward_set_lane(fx.forward, &fx.lane.lane);
+	for (n = 0; n < KEPT; n++) {
+		assert_int_equal(fx_receive(&fx, fd, &got, sizeof(got)), sizeof(got));
+		assert_int_equal(got, SENT - KEPT + n);
+	}
+	close(fd);
+	fx_stop(&fx);
+}
+
+static void test_udp_refusal_ends_the_flow_not_the_forward(void **state)
+{
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+
+	fx.lane.mode = MOCK_REFUSE;
+	assert_int_equal(send(fd, "x", 1, 0), 1);
+	fx_turn(&fx, 20);
+	assert_int_equal(fx.lane.opens, 1);
+	assert_int_equal(fx.lane.now, 0);
+	fx.lane.mode = MOCK_ECHO;
+	assert_echo(&fx, fd, "y", 1);
+	close(fd);
+	fx_stop(&fx);
+}
+
+static void test_udp_stuck_guest_is_bounded(void **state)
+{
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	uint8_t block[32768] = { 0 };
+	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+
+	fx.lane.mode = MOCK_STUCK;
+	for (int i = 0; i < 200; i++) {
+		send(fd, block, sizeof(block), 0);
+		fx_turn(&fx, 1);
+	}
+	assert_true(fx.lane.bytes_in < 512 * 1024); /* of 6.4 MB */
+	mock_lane_switch(&fx.lane, MOCK_ECHO);
+	assert_int_equal(fx_receive(&fx, fd, block, sizeof(block)), sizeof(block));
+	close(fd);
+	fx_stop(&fx);
+}
+
+static void test_udp_client_gone_before_the_answer(void **state)
+{
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int gone = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	int stays = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+
+	for (int i = 0; i < 20; i++)
+		assert_int_equal(send(gone, "x", 1, 0), 1);
+	close(gone); /* the replies bring ICMP errors to the host socket */
+	for (int i = 0; i < 20; i++)
+		assert_echo(&fx, stays, "still here", 10);
+	close(stays);
+	fx_stop(&fx);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_udp_datagrams_stay_whole),
+		cmocka_unit_test(test_udp_ipv6_localhost),
+		cmocka_unit_test(test_udp_three_hundred_clients_get_their_own_answers),
+		cmocka_unit_test(test_udp_idle_flows_end_and_come_back),
+		cmocka_unit_test(test_udp_most_idle_flow_makes_room),
+		cmocka_unit_test(test_udp_waits_for_a_lane_and_drops_the_oldest),
+		cmocka_unit_test(test_udp_refusal_ends_the_flow_not_the_forward),
+		cmocka_unit_test(test_udp_stuck_guest_is_bounded),
+		cmocka_unit_test(test_udp_client_gone_before_the_answer),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
