@@ -177,7 +177,8 @@ static char *dir_up(const char *dir)
 	return slash && slash != dir ? xstrndup(dir, (size_t)(slash - dir)) : NULL;
 }
 
-/* BUILD when the program runs from BUILD/a/b/program and BUILD is CMake's. */
+/* BUILD when the program runs from BUILD/a/b/program, as tests do, and BUILD is
+ * CMake's: its share/lima is laid out as an installed one. */
 static char *build_tree_dir(void)
 {
 	char *dir = program_dir();
@@ -193,25 +194,6 @@ static char *build_tree_dir(void)
 		dir = up;
 	}
 	free(dir);
-	return NULL;
-}
-
-/* The source tree that @build was configured from: CMake notes it in its cache,
- * so that no path needs to be compiled in. */
-static char *source_tree_dir(const char *build)
-{
-	static const char key[] = "CMAKE_HOME_DIRECTORY:INTERNAL=";
-	scoped_free char *path = xasprintf("%s/CMakeCache.txt", build);
-	scoped_file FILE *f = fopen(path, "re");
-	scoped_free char *line = NULL;
-	size_t cap = 0;
-
-	while (f && getline(&line, &cap, f) > 0) {
-		if (strncmp(line, key, sizeof(key) - 1) == 0) {
-			line[strcspn(line, "\r\n")] = 0;
-			return xstrdup(line + sizeof(key) - 1);
-		}
-	}
 	return NULL;
 }
 
@@ -260,7 +242,7 @@ char *layout_guest_agent(const char *arch, struct error *err)
 int layout_template_dirs(const char *lima_home, struct strv *ret, struct error *err)
 {
 	const char *env = getenv("LIMA_TEMPLATES_PATH");
-	scoped_free char *share = NULL, *templates = NULL, *build = NULL;
+	scoped_free char *share = NULL;
 
 	if (env && *env) {
 		strv_split(ret, env, ":");
@@ -270,16 +252,7 @@ int layout_template_dirs(const char *lima_home, struct strv *ret, struct error *
 	if (!share)
 		return err->code;
 	strv_addf(ret, "%s/_templates", lima_home);
-	templates = xasprintf("%s/templates", share);
-	build = is_dir(templates) ? NULL : build_tree_dir();
-	if (build) {
-		scoped_free char *source = source_tree_dir(build);
-
-		if (source)
-			strv_addf(ret, "%s/templates", source);
-		return 0;
-	}
-	strv_take(ret, steal_ptr(&templates));
+	strv_addf(ret, "%s/templates", share);
 	return 0;
 }
 

@@ -68,8 +68,7 @@ char *layout_share_dir(struct error *err);
 /* share/lima/lima-guestagent.Linux-ARCH, checked to exist. Caller frees. */
 char *layout_guest_agent(const char *arch, struct error *err);
 /* Directories with templates, in order ($LIMA_TEMPLATES_PATH, else
- * $LIMA_HOME/_templates and share/lima/templates; in a build tree the source
- * tree's templates). They need not exist. */
+ * $LIMA_HOME/_templates and share/lima/templates). They need not exist. */
 struct strv;
 int layout_template_dirs(const char *lima_home, struct strv *ret, struct error *err);
 
