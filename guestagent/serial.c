@@ -164,15 +164,20 @@ static void on_retry(uv_timer_t *timer)
 	try_serve(timer->data);
 }
 
+static char *parent_of(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash && slash > path ? xstrndup(path, (size_t)(slash - path)) : xstrdup("/");
+}
+
 struct serial *serial_new(struct loop *loop, const struct serial_options *opts,
 			  struct guest_server *server)
 {
 	struct serial *s = xnew(struct serial);
-	scoped_free char *dir = xstrdup(opts->secret_file);
-	char *slash = strrchr(dir, '/');
+	scoped_free char *dev_dir = opts->name[0] == '/' ? parent_of(opts->name) : xstrdup("/dev");
+	scoped_free char *secret_dir = parent_of(opts->secret_file);
 
-	if (slash)
-		*slash = 0;
 	s->loop = loop;
 	s->server = server;
 	s->name = xstrdup(opts->name);
@@ -180,8 +185,8 @@ struct serial *serial_new(struct loop *loop, const struct serial_options *opts,
 	uv_timer_init(&loop->uv, &s->retry);
 	s->retry.data = s;
 	s->parts = 3;
-	s->dev = watch_new(loop, "/dev", try_serve, s);
-	s->secret_dir = watch_new(loop, slash && *dir ? dir : "/", try_serve, s);
+	s->dev = watch_new(loop, dev_dir, try_serve, s);
+	s->secret_dir = watch_new(loop, secret_dir, try_serve, s);
 	return s;
 }
 

@@ -14,7 +14,7 @@ struct serial;
 
 struct serial_options {
 	const char *name;	/* "io.lima-vm.guest_agent.0", or the device "/dev/…" */
-	const char *secret_file;	/* 32 hex digits */
+	const char *secret_file;	/* absolute; 32 hex digits in it */
 };
 
 struct serial *serial_new(struct loop *loop, const struct serial_options *opts,
