@@ -62,7 +62,7 @@ static void add_process(const struct qemu_args_input *in, struct strv *v)
 	/* nothing but what is named here: no default NIC, CD, VGA, monitor, and
 	 * no qemu.conf of the host's administrator in between */
 	strv_add_all(v, "-no-user-config", "-nodefaults", NULL);
-	/* process=: what ps and top show. It keeps "qemu" in front because
+	/* process=: what ps and top show. It keeps "qemu-" in front because
 	 * pid_file_read() tells a QEMU by that. debug-threads: vCPUs get names. */
 	addf(v, "-name", "lima-%s,process=qemu-lima-%s,debug-threads=on", in->name, in->name);
 	/* QEMU's own, one line; we rewrite it in our format once it is up. This

@@ -197,7 +197,7 @@ static void on_exit_seen(void *arg, const struct process_exit *how)
 	if (vm->closing)
 		return;
 	end = describe_end(vm, how);
-	log_info("driver: %s, pid %d", end, vm->info.pid);
+	log_info("driver: %s, pid %d", asked ? "QEMU ended as asked" : end, vm->info.pid);
 	vm->state = VM_GONE;
 	uv_timer_stop(&vm->turn);
 	uv_timer_stop(&vm->room);
@@ -490,7 +490,7 @@ static pid_t find_running(struct qemu_vm *vm)
 {
 	scoped_free char *pid_path = file(vm, FILE_QEMU_PID), *qmp_path = file(vm, FILE_QMP_SOCK);
 	struct error ignored = ERROR_NONE;
-	pid_t pid = pid_file_read(pid_path, "qemu");
+	pid_t pid = pid_file_read(pid_path, "qemu-");
 	scoped_fd int fd = -1;
 
 	if (pid > 0)

@@ -3,7 +3,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
+#include <linux/close_range.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -142,6 +142,9 @@ int process_spawn(struct loop *loop, const struct process_spec *spec, process_ex
 		return log_fd;
 	p = xnew(struct process);
 	*p = (struct process){ .loop = loop, .pidfd = -1, .is_child = true, .fn = fn, .arg = arg };
+	/* descriptors that we inherited ourselves stop here: a QEMU that kept a
+	 * shell's pipe open would hang whoever reads it. Linux 5.11; best effort */
+	syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC);
 	/* what QEMU makes (serial.log, qemu.pid) is nobody else's business; the
 	 * few microseconds in which this holds for our other threads do no harm */
 	mask = umask(0077);

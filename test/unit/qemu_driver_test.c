@@ -1,0 +1,593 @@
+/* The driver against a real QEMU. The guests are boot sectors of a few bytes that
+ * do one thing each: wait for the power button and obey, power off, reset,
+ * nothing. Started by SeaBIOS under TCG they are there in about half a second. */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "drivers/qemu/driver.h"
+#include "lib/base/clock.h"
+#include "lib/base/mem.h"
+#include "lib/base/path.h"
+#include "lib/store/layout.h"
+#include "lib/store/pid.h"
+
+enum { GIVE_UP_MS = 60000, TICK_MS = 20, SECTOR = 512, DISK_BYTES = 1 << 20 };
+
+/* ACPI PM1 registers of QEMU's q35 under SeaBIOS: status 0x600, enable 0x602,
+ * control 0x604 (QEMU hw/acpi/ich9). 16-bit code at 0x7c00. */
+static const uint8_t guest_obeys[] = {
+	0xba, 0x02, 0x06,	/*	mov dx, 0x602		PM1_EN */
+	0xb8, 0x00, 0x01,	/*	mov ax, 0x100		power button */
+	0xef,			/*	out dx, ax */
+	0xfb,			/* wait: sti */
+	0xf4,			/*	hlt			until the next timer tick */
+	0xba, 0x00, 0x06,	/*	mov dx, 0x600		PM1_STS */
+	0xed,			/*	in ax, dx */
+	0xf6, 0xc4, 0x01,	/*	test ah, 1		power button pressed? */
+	0x74, 0xf5,		/*	jz wait */
+	0xba, 0x04, 0x06,	/*	mov dx, 0x604		PM1_CNT */
+	0xb8, 0x00, 0x20,	/*	mov ax, 0x2000		S5 now */
+	0xef,			/*	out dx, ax */
+	0xf4, 0xeb, 0xfd,	/* off: hlt; jmp off */
+};
+static const uint8_t guest_powers_off[] = {
+	0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd,
+};
+static const uint8_t guest_resets[] = {
+	0xba, 0xf9, 0x0c,	/*	mov dx, 0xcf9		reset control */
+	0xb0, 0x06,		/*	mov al, 6 */
+	0xee,			/*	out dx, al */
+	0xf4, 0xeb, 0xfd,
+};
+static const uint8_t guest_sleeps[] = { 0xfb, 0xf4, 0xeb, 0xfc };	/* sti; hlt; again */
+
+/* In tests nobody waits for a guest's services. */
+static const struct stop_waits short_waits = {
+	.powerdown_ms = 30000, .ignored_ms = 30000, .again_ms = 200,
+	.quit_ms = 5000, .term_ms = 5000, .kill_ms = 5000,
+};
+
+struct done {
+	unsigned n;
+	struct error err;
+};
+
+struct vm {
+	struct loop loop;
+	uv_timer_t guard;
+	char dir[64];
+	struct config config;
+	struct driver_spec spec;
+	struct driver *driver;
+	struct done started, stopped;
+	unsigned n_event[DRIVER_AGENT_PORT_CLOSED + 1];
+	char exit_detail[512];
+	struct strv notices;
+	bool after_exit;	/* an event came after the last one */
+};
+
+/* Ticks, so that a turn of the loop ends also when what it did was a timer's. */
+static void on_guard(uv_timer_t *t)
+{
+	static_assert(GIVE_UP_MS % TICK_MS == 0, "whole ticks");
+	t->data = (char *)t->data + TICK_MS;
+	if ((uintptr_t)t->data >= GIVE_UP_MS)
+		fail_msg("nothing happened for %d ms", GIVE_UP_MS);
+}
+
+static void on_event(void *arg, enum driver_event event, const char *detail)
+{
+	struct vm *vm = arg;
+
+	vm->after_exit |= vm->n_event[DRIVER_EXITED] > 0;
+	vm->n_event[event]++;
+	if (event == DRIVER_EXITED)
+		snprintf(vm->exit_detail, sizeof(vm->exit_detail), "%s", detail);
+}
+
+static void on_notice(void *arg, const char *text)
+{
+	strv_add(&((struct vm *)arg)->notices, text);
+}
+
+static void on_done(void *arg, const struct error *err)
+{
+	struct done *d = arg;
+
+	d->n++;
+	d->err = *err;
+}
+
+static bool noticed(const struct vm *vm, const char *part)
+{
+	const char *text;
+
+	strv_foreach(text, &vm->notices)
+		if (strstr(text, part))
+			return true;
+	return false;
+}
+
+static char *file(const struct vm *vm, enum instance_file f)
+{
+	return layout_instance_file(vm->dir, f);
+}
+
+static uint16_t free_port(void)
+{
+	struct sockaddr_in sa = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(sa);
+	scoped_fd int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(bind(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)&sa, &len), 0);
+	return ntohs(sa.sin_port);
+}
+
+static void open_driver(struct vm *vm)
+{
+	const struct driver_callbacks cb = { on_event, on_notice, vm };
+	struct error err = ERROR_NONE;
+
+	assert_int_equal(qemu_driver_ops.open(&vm->loop, &vm->spec, &cb, &vm->driver, &err), 0);
+	qemu_driver_set_waits(vm->driver, &short_waits);
+}
+
+static void begin(struct vm *vm, const uint8_t *code, size_t len)
+{
+	scoped_free uint8_t *disk = xcalloc(1, DISK_BYTES);
+	struct error err = ERROR_NONE;
+
+	*vm = (struct vm){
+		.dir = "/tmp/lima-driver.XXXXXX",
+		.config = { .arch = ARCH_X86_64, .cpus = 1, .memory_bytes = 64 << 20,
+			    .firmware = { .legacy_bios = true } },
+	};
+	assert_non_null(mkdtemp(vm->dir));
+	vm->spec = (struct driver_spec){ "dev", vm->dir, &vm->config, free_port() };
+	memcpy(disk, code, len);
+	disk[510] = 0x55;
+	disk[511] = 0xaa;
+	scoped_free char *path = file(vm, FILE_DISK), *seed = file(vm, FILE_CIDATA);
+	assert_int_equal(path_write_file(path, disk, DISK_BYTES, 0600, &err), 0);
+	assert_int_equal(path_write_file(seed, disk + SECTOR, 2048, 0600, &err), 0);
+	assert_int_equal(loop_init(&vm->loop, &err), 0);
+	uv_timer_init(&vm->loop.uv, &vm->guard);
+	vm->guard.data = NULL;
+	uv_timer_start(&vm->guard, on_guard, TICK_MS, TICK_MS);
+	uv_unref((uv_handle_t *)&vm->guard);
+	open_driver(vm);
+}
+
+#define run_until(vm, cond) \
+	while (!(cond))     \
+	uv_run(&(vm)->loop.uv, UV_RUN_ONCE)
+
+static void finish(struct vm *vm)
+{
+	struct error err = ERROR_NONE;
+
+	qemu_driver_ops.close(vm->driver);
+	uv_close((uv_handle_t *)&vm->guard, NULL);
+	assert_int_equal(loop_done(&vm->loop), 0);
+	assert_false(vm->after_exit);
+	strv_done(&vm->notices);
+	assert_int_equal(path_remove_tree(vm->dir, &err), 0);
+}
+
+static void start(struct vm *vm)
+{
+	qemu_driver_ops.start(vm->driver, on_done, &vm->started);
+	assert_int_equal(vm->started.n, 0);
+	run_until(vm, vm->started.n);
+}
+
+static void start_well(struct vm *vm)
+{
+	start(vm);
+	if (vm->started.err.code)
+		fail_msg("start: %s", vm->started.err.msg);
+}
+
+static void stop(struct vm *vm, bool force)
+{
+	qemu_driver_ops.stop(vm->driver, force, on_done, &vm->stopped);
+	assert_int_equal(vm->stopped.n, 0);
+	run_until(vm, vm->stopped.n);
+	assert_int_equal(vm->stopped.err.code, 0);
+}
+
+static void assert_no_files_left(const struct vm *vm)
+{
+	static const enum instance_file gone[] = { FILE_QMP_SOCK, FILE_GA_SOCK, FILE_SERIAL_SOCK,
+						   FILE_QEMU_PID };
+
+	for (size_t i = 0; i < ARRAY_SIZE(gone); i++) {
+		scoped_free char *path = file(vm, gone[i]);
+		assert_false(path_exists(path));
+	}
+}
+
+static pid_t vm_pid(struct vm *vm)
+{
+	struct driver_info info;
+
+	qemu_driver_ops.info(vm->driver, &info);
+	return info.pid;
+}
+
+/* --- tests ----------------------------------------------------------------------- */
+
+static void test_driver_start_and_obedient_stop(void **state)
+{
+	scoped_strv struct strv warnings = { 0 };
+	struct error err = ERROR_NONE;
+	struct driver_info info;
+	struct stat st;
+	struct vm vm;
+	int fd = -1;
+
+	begin(&vm, guest_obeys, sizeof(guest_obeys));
+	assert_int_equal(qemu_driver_ops.validate(&vm.spec, &warnings, &err), 0);
+	assert_int_equal(qemu_driver_ops.agent_connect(vm.driver, &fd, &err), -EAGAIN);
+	start_well(&vm);
+
+	qemu_driver_ops.info(vm.driver, &info);
+	assert_true(streq(info.accel, "tcg") || streq(info.accel, "kvm"));
+	assert_int_equal(noticed(&vm, "using TCG (slow): "), streq(info.accel, "tcg"));
+	assert_string_equal(info.machine, "q35");
+	scoped_free char *pid_path = file(&vm, FILE_QEMU_PID), *log = file(&vm, FILE_SERIAL_LOG);
+	scoped_buf struct buf pid_text = { 0 };
+	assert_int_equal(pid_file_read(pid_path, NULL), info.pid);
+	assert_int_equal(path_read_file(pid_path, 4096, &pid_text, &err), 0);
+	assert_non_null(strchr(buf_str(&pid_text), '-'));	/* ours has the boot id */
+	assert_int_equal(stat(log, &st), 0);
+	assert_int_equal(st.st_mode & 077, 0);
+	assert_int_equal(getsid(info.pid), info.pid);
+	assert_int_equal(qemu_driver_ops.agent_connect(vm.driver, &fd, &err), 0);
+	close(fd);
+
+	stop(&vm, false);
+	assert_int_equal(vm.n_event[DRIVER_SHUTDOWN], 1);
+	assert_int_equal(vm.n_event[DRIVER_EXITED], 1);
+	assert_string_equal(vm.exit_detail, "");
+	assert_false(noticed(&vm, "did not"));
+	assert_int_equal(kill(info.pid, 0), -1);
+	assert_no_files_left(&vm);
+	vm.stopped.n = 0;
+	stop(&vm, false);	/* again: nothing to do, still answered */
+	finish(&vm);
+}
+
+static void test_driver_second_start_is_refused(void **state)
+{
+	struct vm vm;
+	struct driver *first;
+	pid_t pid;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	start_well(&vm);
+	pid = vm_pid(&vm);
+	first = vm.driver;
+	open_driver(&vm);
+	vm.started.n = 0;
+	start(&vm);
+	assert_int_equal(vm.started.err.code, -EBUSY);
+	scoped_free char *want = xasprintf("QEMU runs already for `dev` (pid %d)", pid);
+	assert_string_equal(vm.started.err.msg, want);
+	assert_int_equal(kill(pid, 0), 0);
+	qemu_driver_ops.close(vm.driver);
+	vm.driver = first;
+	stop(&vm, true);
+	finish(&vm);
+}
+
+static void test_driver_guest_powers_off(void **state)
+{
+	struct vm vm;
+
+	begin(&vm, guest_powers_off, sizeof(guest_powers_off));
+	start_well(&vm);
+	run_until(&vm, vm.n_event[DRIVER_EXITED]);
+	assert_int_equal(vm.n_event[DRIVER_SHUTDOWN], 1);
+	assert_string_equal(vm.exit_detail, "the guest powered off");
+	assert_no_files_left(&vm);
+	finish(&vm);
+}
+
+static void test_driver_guest_resets(void **state)
+{
+	struct vm vm;
+
+	begin(&vm, guest_resets, sizeof(guest_resets));
+	start_well(&vm);
+	run_until(&vm, vm.n_event[DRIVER_RESET] >= 2);
+	assert_int_equal(vm.n_event[DRIVER_EXITED], 0);
+	stop(&vm, true);
+	finish(&vm);
+}
+
+static void test_driver_guest_ignores_the_button(void **state)
+{
+	struct stop_waits waits = short_waits;
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	waits.powerdown_ms = 500;
+	qemu_driver_set_waits(vm.driver, &waits);
+	start_well(&vm);
+	stop(&vm, false);
+	assert_true(noticed(&vm, "the guest did not power off"));
+	assert_string_equal(vm.exit_detail, "");
+	finish(&vm);
+}
+
+static void test_driver_impatience(void **state)
+{
+	struct done forced = { 0 };
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	start_well(&vm);
+	qemu_driver_ops.stop(vm.driver, false, on_done, &vm.stopped);
+	qemu_driver_ops.stop(vm.driver, true, on_done, &forced);
+	run_until(&vm, vm.stopped.n && forced.n);
+	assert_int_equal(vm.stopped.err.code, 0);
+	assert_int_equal(forced.err.code, 0);
+	finish(&vm);
+}
+
+static void test_driver_frozen_qemu_is_killed(void **state)
+{
+	struct stop_waits waits = { 300, 300, 100, 300, 300, 10000 };
+	struct vm vm;
+
+	begin(&vm, guest_obeys, sizeof(guest_obeys));
+	qemu_driver_set_waits(vm.driver, &waits);
+	start_well(&vm);
+	assert_int_equal(kill(vm_pid(&vm), SIGSTOP), 0);
+	stop(&vm, false);
+	assert_true(noticed(&vm, "did not end by quit"));
+	assert_true(noticed(&vm, "did not end by SIGTERM"));
+	assert_no_files_left(&vm);
+	finish(&vm);
+}
+
+static void test_driver_qemu_is_killed_by_somebody(void **state)
+{
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	start_well(&vm);
+	assert_int_equal(kill(vm_pid(&vm), SIGKILL), 0);
+	run_until(&vm, vm.n_event[DRIVER_EXITED]);
+	assert_non_null(strstr(vm.exit_detail, "QEMU was killed (SIGKILL)"));
+	assert_no_files_left(&vm);
+	finish(&vm);
+}
+
+static void test_driver_adopts_after_our_death(void **state)
+{
+	struct vm vm;
+	struct driver_info before, after;
+	struct error err = ERROR_NONE;
+	int fd;
+
+	begin(&vm, guest_obeys, sizeof(guest_obeys));
+	start_well(&vm);
+	qemu_driver_ops.info(vm.driver, &before);
+	for (int lost_pid_file = 0; lost_pid_file < 2; lost_pid_file++) {
+		scoped_free char *pid_path = file(&vm, FILE_QEMU_PID);
+
+		qemu_driver_ops.close(vm.driver);
+		assert_int_equal(kill(before.pid, 0), 0);
+		if (lost_pid_file)
+			assert_int_equal(unlink(pid_path), 0);
+		open_driver(&vm);
+		vm.started.n = 0;
+		qemu_driver_ops.adopt(vm.driver, on_done, &vm.started);
+		run_until(&vm, vm.started.n);
+		assert_int_equal(vm.started.err.code, 0);
+		qemu_driver_ops.info(vm.driver, &after);
+		assert_int_equal(after.pid, before.pid);
+		assert_string_equal(after.accel, before.accel);
+		assert_string_equal(after.machine, before.machine);
+		assert_string_equal(after.version, before.version);
+		assert_int_equal(pid_file_read(pid_path, NULL), before.pid);
+	}
+	assert_int_equal(qemu_driver_ops.agent_connect(vm.driver, &fd, &err), 0);
+	close(fd);
+	stop(&vm, false);
+	assert_int_equal(vm.n_event[DRIVER_SHUTDOWN], 1);
+	assert_string_equal(vm.exit_detail, "");
+	assert_no_files_left(&vm);
+	finish(&vm);
+}
+
+static void test_driver_adopted_qemu_is_killed(void **state)
+{
+	struct vm vm;
+	pid_t pid;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	start_well(&vm);
+	pid = vm_pid(&vm);
+	qemu_driver_ops.close(vm.driver);
+	open_driver(&vm);
+	vm.started.n = 0;
+	qemu_driver_ops.adopt(vm.driver, on_done, &vm.started);
+	run_until(&vm, vm.started.n);
+	assert_int_equal(vm.started.err.code, 0);
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	run_until(&vm, vm.n_event[DRIVER_EXITED]);
+	assert_true(*vm.exit_detail);
+	finish(&vm);
+}
+
+static void test_driver_nobody_to_adopt(void **state)
+{
+	struct error err = ERROR_NONE;
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	scoped_free char *pid_path = file(&vm, FILE_QEMU_PID);
+	/* one line, a process that lives and is no QEMU: pid reuse */
+	scoped_free char *stale = xasprintf("%d\n", getpid());
+	assert_int_equal(path_write_file(pid_path, stale, strlen(stale), 0644, &err), 0);
+	qemu_driver_ops.adopt(vm.driver, on_done, &vm.started);
+	run_until(&vm, vm.started.n);
+	assert_int_equal(vm.started.err.code, -ENOENT);
+	/* start is still allowed, over what was left */
+	vm.started.n = 0;
+	start_well(&vm);
+	stop(&vm, true);
+	finish(&vm);
+}
+
+static void test_driver_start_fails_with_qemus_words(void **state)
+{
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	vm.config.qemu_cpu_type = (char *)"no-such-cpu";
+	start(&vm);
+	assert_int_equal(vm.started.err.code, -EIO);
+	assert_non_null(strstr(vm.started.err.msg, "QEMU exited with code 1"));
+	assert_non_null(strstr(vm.started.err.msg, "no-such-cpu"));
+	assert_int_equal(vm.n_event[DRIVER_EXITED], 0);
+	assert_no_files_left(&vm);
+	finish(&vm);
+}
+
+static void test_driver_start_fails_on_a_taken_port(void **state)
+{
+	struct sockaddr_in sa = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	scoped_fd int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	sa.sin_port = htons(vm.spec.ssh_port);
+	assert_int_equal(bind(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	assert_int_equal(listen(fd, 1), 0);
+	start(&vm);
+	assert_non_null(strstr(vm.started.err.msg, "host forwarding rule"));
+	finish(&vm);
+}
+
+static void test_driver_start_without_a_disk(void **state)
+{
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	scoped_free char *disk = file(&vm, FILE_DISK);
+	assert_int_equal(unlink(disk), 0);
+	start(&vm);
+	assert_int_equal(vm.started.err.code, -ENOENT);
+	assert_non_null(strstr(vm.started.err.msg, disk));
+	finish(&vm);
+}
+
+static void test_driver_stop_during_start(void **state)
+{
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	qemu_driver_ops.start(vm.driver, on_done, &vm.started);
+	stop(&vm, false);
+	assert_int_equal(vm.started.n, 1);
+	assert_int_equal(vm.started.err.code, -ECANCELED);
+	assert_no_files_left(&vm);
+	finish(&vm);
+}
+
+static void test_driver_stop_between_spawn_and_greeting(void **state)
+{
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	qemu_driver_ops.start(vm.driver, on_done, &vm.started);
+	run_until(&vm, vm_pid(&vm));
+	assert_int_equal(vm.started.n, 0);
+	stop(&vm, true);
+	assert_int_equal(vm.started.n, 1);
+	assert_no_files_left(&vm);
+	finish(&vm);
+}
+
+static void test_driver_close_during_start(void **state)
+{
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	qemu_driver_ops.start(vm.driver, on_done, &vm.started);
+	qemu_driver_ops.close(vm.driver);
+	assert_int_equal(vm.started.n, 1);
+	assert_int_equal(vm.started.err.code, -ECANCELED);
+	open_driver(&vm);
+	finish(&vm);
+}
+
+static void test_driver_program_is_no_qemu(void **state)
+{
+	scoped_strv struct strv warnings = { 0 };
+	struct error err = ERROR_NONE;
+	struct vm vm;
+
+	setenv("QEMU_SYSTEM_X86_64", "/bin/false", 1);
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	start(&vm);
+	assert_int_equal(vm.started.err.code, -ENOEXEC);
+	assert_int_equal(qemu_driver_ops.validate(&vm.spec, &warnings, &err), -ENOEXEC);
+	assert_non_null(strstr(err.msg, "/bin/false"));
+	finish(&vm);
+	unsetenv("QEMU_SYSTEM_X86_64");
+}
+
+static int need_qemu(void)
+{
+	scoped_free char *program = path_find_program("qemu-system-x86_64");
+
+	return program != NULL;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_driver_start_and_obedient_stop),
+		cmocka_unit_test(test_driver_second_start_is_refused),
+		cmocka_unit_test(test_driver_guest_powers_off),
+		cmocka_unit_test(test_driver_guest_resets),
+		cmocka_unit_test(test_driver_guest_ignores_the_button),
+		cmocka_unit_test(test_driver_impatience),
+		cmocka_unit_test(test_driver_frozen_qemu_is_killed),
+		cmocka_unit_test(test_driver_qemu_is_killed_by_somebody),
+		cmocka_unit_test(test_driver_adopts_after_our_death),
+		cmocka_unit_test(test_driver_adopted_qemu_is_killed),
+		cmocka_unit_test(test_driver_nobody_to_adopt),
+		cmocka_unit_test(test_driver_start_fails_with_qemus_words),
+		cmocka_unit_test(test_driver_start_fails_on_a_taken_port),
+		cmocka_unit_test(test_driver_start_without_a_disk),
+		cmocka_unit_test(test_driver_stop_during_start),
+		cmocka_unit_test(test_driver_stop_between_spawn_and_greeting),
+		cmocka_unit_test(test_driver_close_during_start),
+		cmocka_unit_test(test_driver_program_is_no_qemu),
+	};
+
+	if (!need_qemu())
+		return 77;
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
