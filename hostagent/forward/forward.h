@@ -55,6 +55,7 @@ struct forward_options {
 	struct forward_limits limits;
 };
 
+/* The process ignores SIGPIPE (libuv writes to sockets with write()). */
 int forward_new(struct loop *loop, const struct forward_options *opts, struct forward **ret,
 		struct error *err);
 

@@ -6,12 +6,11 @@
  *
  * No callback runs before the call that asked for it returned; each op may be
  * called inside a callback. `closed` comes at most once, and not after reset()
- * or close(), which free the connection. `closed` with -ECANCELED means that
- * the lane itself went away: a connection that was not open yet may be tried on
- * another lane.
+ * or close(), which free the connection.
  */
 #pragma once
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -48,6 +47,13 @@ struct lane_ops {
 struct lane {		/* embedded first in each lane's own struct */
 	const struct lane_ops *ops;
 };
+
+/* Did the lane itself go away, not the guest's server? What was not open yet may
+ * be tried on another lane. */
+static inline bool lane_is_gone(int code)
+{
+	return code == -ECANCELED || code == -ENOTCONN;
+}
 
 struct guest_client;
 /* Borrows @client. */

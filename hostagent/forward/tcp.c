@@ -357,7 +357,7 @@ static void on_lane_closed(void *arg, const struct error *why)
 	struct tcp_conn *c = arg;
 
 	c->lane = NULL;
-	if (c->state == TCP_OPENING && why->code == -ECANCELED) {
+	if (c->state == TCP_OPENING && lane_is_gone(why->code)) {
 		conn_set_state(c, TCP_WAITING); /* nothing was taken from the client yet */
 		return;
 	}
@@ -394,11 +394,11 @@ static void conn_dial(struct tcp_conn *c)
 	c->ops = lane->ops;
 	if (lane->ops->open(lane, IPPROTO_TCP, c->target->guest_addr, &cb, &c->lane, &err) == 0) {
 		conn_set_state(c, TCP_OPENING);
-	} else if (err.code != -ECANCELED && err.code != -ENOTCONN) {
+	} else if (!lane_is_gone(err.code)) {
 		log_warn_limited("forward: cannot open a connection to guest `%s`: %s",
 				 c->target->guest_addr, err.msg);
 		conn_abort(c);
-	} /* else the lane just went away: the client goes on waiting for one */
+	} /* else the client goes on waiting for a lane */
 }
 
 /* --- clients ---------------------------------------------------------------- */

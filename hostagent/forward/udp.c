@@ -9,6 +9,7 @@
 
 #include "hostagent/forward/lane.h"
 #include "hostagent/forward/table.h"
+#include "hostagent/forward/udp_local.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -34,6 +35,7 @@ struct flow {                   /* owner: its socket */
 	struct target *target;
 	struct sockaddr_storage client;
 	socklen_t client_len;
+	struct in6_addr local; /* the address the client sent to; :: when not told */
 	const struct lane_ops *ops;
 	struct lane_conn *lane; /* NULL: waits for one */
 	bool open;              /* the lane said opened */
@@ -162,11 +164,18 @@ static void on_lane_opened(void *arg)
 static void on_lane_data(void *arg, const uint8_t *data, size_t len)
 {
 	struct flow *f = arg;
+	struct udp_local_buf control;
+	struct iovec iov = { (void *)data, len };
+	struct msghdr msg = { .msg_name = &f->client,
+			      .msg_namelen = f->client_len,
+			      .msg_iov = &iov,
+			      .msg_iovlen = 1 };
 
 	flow_touch(f);
 	f->target->bytes_out += len;
+	udp_local_answer(&msg, &control, &f->local);
 	/* Like any datagram it may be lost: a full socket, a client that went away */
-	if (sendto(f->socket->fd, data, len, 0, (struct sockaddr *)&f->client, f->client_len) < 0)
+	if (sendmsg(f->socket->fd, &msg, 0) < 0)
 		log_debug("forward: reply from guest `%s` lost: %s", f->target->guest_addr,
 			  error_text(-errno));
 }
@@ -190,7 +199,7 @@ static void on_lane_closed(void *arg, const struct error *why)
 
 	log_debug("forward: flow to guest `%s` ended: %s", f->target->guest_addr, why->msg);
 	f->lane = NULL;
-	if (f->open || why->code != -ECANCELED)
+	if (f->open || !lane_is_gone(why->code))
 		flow_free(f); /* else it waits for the next lane */
 }
 
@@ -212,7 +221,7 @@ static void flow_dial(struct flow *f)
 	cb.arg = f;
 	f->ops = lane->ops;
 	if (lane->ops->open(lane, IPPROTO_UDP, f->target->guest_addr, &cb, &f->lane, &err) < 0 &&
-	    err.code != -ECANCELED && err.code != -ENOTCONN) { /* these: the lane just went */
+	    !lane_is_gone(err.code)) {
 		log_warn_limited("forward: cannot open a flow to guest `%s`: %s",
 				 f->target->guest_addr, err.msg);
 		flow_free(f);
@@ -293,19 +302,20 @@ static void flow_queue(struct flow *f, uint8_t *data, size_t len)
 		flow_drop_oldest(f);
 }
 
-static void on_datagram(struct udp_socket *u, const struct sockaddr_storage *client,
-			socklen_t client_len, const uint8_t *data, size_t len)
+static void on_datagram(struct udp_socket *u, struct msghdr *msg, size_t len)
 {
+	const struct sockaddr_storage *client = msg->msg_name;
 	uint32_t hash = hash_client(client);
 	struct flow *f = flow_find(u, client, hash);
 	uint8_t *copy = xmalloc(len ? len : 1);
 	bool fresh = !f;
 
-	memcpy(copy, data, len);
+	memcpy(copy, msg->msg_iov->iov_base, len);
 	if (fresh)
-		f = flow_new(u, client, client_len, hash);
+		f = flow_new(u, client, msg->msg_namelen, hash);
 	else
 		flow_touch(f);
+	f->local = udp_local_of(msg);
 	if (f->open && !f->lane_full)
 		flow_write(f, copy, len);
 	else
@@ -328,6 +338,7 @@ static bool receive(struct udp_socket *u)
 	uint8_t *scratch = set_scratch(u->hub->udp);
 	struct sockaddr_storage from[UDP_BATCH];
 	struct mmsghdr msgs[UDP_BATCH];
+	struct udp_local_buf control[UDP_BATCH];
 	struct iovec iov[UDP_BATCH];
 	int n;
 
@@ -337,13 +348,13 @@ static bool receive(struct udp_socket *u)
 						   .msg_namelen = sizeof(from[i]),
 						   .msg_iov = &iov[i],
 						   .msg_iovlen = 1 };
+		udp_local_prepare(&msgs[i].msg_hdr, &control[i]);
 	}
 	n = recvmmsg(u->fd, msgs, UDP_BATCH, MSG_DONTWAIT, NULL);
 	if (n < 0) /* also an ICMP error about an earlier reply: taken off the socket by this */
 		return errno == ECONNREFUSED || errno == EINTR;
 	for (int i = 0; i < n; i++)
-		on_datagram(u, &from[i], msgs[i].msg_hdr.msg_namelen, iov[i].iov_base,
-			    msgs[i].msg_len);
+		on_datagram(u, &msgs[i].msg_hdr, msgs[i].msg_len);
 	return n == UDP_BATCH;
 }
 
@@ -366,6 +377,7 @@ int udp_socket_new(struct hub *hub, int fd, target_pick_fn pick, void *arg, stru
 		close(fd);
 		return error_sys(err, rc, "watch socket");
 	}
+	udp_local_enable(fd);
 	u->hub = hub;
 	u->fd = fd;
 	u->pick = pick;

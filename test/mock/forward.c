@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -32,6 +33,7 @@ void fx_start(struct fx *fx, const struct config_port_forward *rules, size_t n,
 	struct forward_options opts = { .ssh_local_port = 60022, .event = on_event, .arg = fx };
 	struct error err = { 0 };
 
+	signal(SIGPIPE, SIG_IGN);
 	*fx = (struct fx){ 0 };
 	assert_int_equal(loop_init(&fx->loop, &err), 0);
 	fx->config.port_forwards = (struct config_port_forward *)rules;

@@ -1,8 +1,9 @@
 lima_unit(forward_rule lima_forward)
-foreach(name forward_ports forward_tcp forward_udp)
+foreach(name forward_ports forward_tcp forward_udp forward_grpc)
 	lima_unit(${name} lima_forward)
 	target_sources(${name}_test PRIVATE ../mock/forward.c ../mock/lane.c)
 endforeach()
+target_link_libraries(forward_grpc_test PRIVATE mock_proto)
 
 # The host's side alone, at memory speed: build/…/test/unit/forward-lane-bench
 add_executable(forward-lane-bench EXCLUDE_FROM_ALL ../bench/forward_lane.c ../mock/forward.c

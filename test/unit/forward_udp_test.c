@@ -229,6 +229,30 @@ static void test_udp_client_gone_before_the_answer(void **state)
 	fx_stop(&fx);
 }
 
+/* A connected client takes answers only from the address it asked. */
+static void test_udp_wildcard_answers_from_the_address_that_was_asked(void **state)
+{
+	uint16_t port = fx_free_port();
+	struct config_port_forward rule = { .guest_ip = fx_port(0, "127.0.0.1", 1).ip,
+					    .guest_port = { port, port },
+					    .host_ip = fx_port(0, "0.0.0.0", 1).ip,
+					    .host_port = { port, port } };
+	static const char *const asked[] = { "127.0.0.1", "127.0.0.5", "::1" };
+	struct fx fx;
+
+	fx_start(&fx, &rule, 1, NULL);
+	fx_add(&fx, IPPROTO_UDP, "127.0.0.1", port);
+	for (size_t i = 0; i < ARRAY_SIZE(asked); i++) {
+		int fd = fx_connect(SOCK_DGRAM, asked[i], port);
+
+		if (fd < 0)
+			continue; /* no IPv6 here */
+		assert_echo(&fx, fd, asked[i], strlen(asked[i]));
+		close(fd);
+	}
+	fx_stop(&fx);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -241,6 +265,7 @@ int main(void)
 		cmocka_unit_test(test_udp_refusal_ends_the_flow_not_the_forward),
 		cmocka_unit_test(test_udp_stuck_guest_is_bounded),
 		cmocka_unit_test(test_udp_client_gone_before_the_answer),
+		cmocka_unit_test(test_udp_wildcard_answers_from_the_address_that_was_asked),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
