@@ -171,6 +171,14 @@ static int check_by_qemu_img(const char *path, const struct disk_info *info, str
 	return 0;
 }
 
+static int refuse_outside(const char *path, struct error *err)
+{
+	return error_set(err, -EPERM,
+			 "%s: refused: the image names another file of this machine (backing or "
+			 "external data file) as part of itself",
+			 path);
+}
+
 int disk_check_untrusted(const char *path, struct disk_info *ret, struct error *err)
 {
 	struct disk_info info;
@@ -226,6 +234,9 @@ int disk_grow(const char *path, uint64_t bytes, struct error *err)
 
 	if (disk_inspect(path, &info, err) < 0)
 		return err->code;
+	/* a guest can write such a header into its raw disk */
+	if (info.has_backing)
+		return refuse_outside(path, err);
 	if (info.virtual_bytes == bytes)
 		return 0;
 	if (info.virtual_bytes > bytes)

@@ -100,12 +100,18 @@ static bool is_zero(const uint8_t *p, size_t len)
 
 static int check_reserve(struct sparse *s, size_t len, struct error *err)
 {
+	uint64_t avail;
+
 	if (s->until_space_check >= len) {
 		s->until_space_check -= len;
 		return 0;
 	}
-	s->until_space_check = SPACE_CHECK_BYTES;
-	return sparse_check_space(s->path, RESERVE_BYTES, err);
+	if (!free_space(s->path, &avail))
+		return 0;
+	if (avail < RESERVE_BYTES + len)
+		return sparse_write_error(err, -ENOSPC, s->path, RESERVE_BYTES + len);
+	s->until_space_check = MIN(avail - RESERVE_BYTES - len, (uint64_t)SPACE_CHECK_BYTES);
+	return 0;
 }
 
 static int write_at(struct sparse *s, uint64_t offset, const uint8_t *p, size_t len,

@@ -92,6 +92,10 @@ static void test_disk_that_names_other_files_is_refused(void **state)
 	refused("backing.qcow2", "names another file of this machine");
 	qemu_img("create -f qcow2 -o data_file=ext.raw,data_file_raw=on ext.qcow2 1M");
 	refused("ext.qcow2", "names another file of this machine");
+	/* nor is it opened later, when a guest wrote such a header into its disk */
+	scoped_free char *path = in_tmp("ext.qcow2");
+	struct error err = ERROR_NONE;
+	assert_int_equal(disk_grow(path, 16 * MIB, &err), -EPERM);
 }
 
 static void test_disk_of_other_formats_is_refused(void **state)
