@@ -11,12 +11,12 @@
 #include "drivers/qemu/args.h"
 #include "drivers/qemu/binary.h"
 #include "drivers/qemu/endpoint.h"
-#include "drivers/qemu/media.h"
 #include "drivers/qemu/validate.h"
 #include "lib/base/child.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
+#include "lib/store/disk.h"
 #include "lib/store/layout.h"
 #include "lib/store/pid.h"
 
@@ -561,6 +561,23 @@ static int find_firmware(struct qemu_vm *vm, struct qemu_firmware *ret, struct e
 	return qemu_firmware_find(vm->spec->config->arch, &where, ret, err);
 }
 
+/* QEMU is always told the disk's format: left to guess, it would follow whatever
+ * a guest wrote into the first sector of a raw disk. We look at every start, and
+ * a disk that points outside itself is refused, so a raw disk which a guest
+ * dressed up as qcow2 cannot make QEMU open a file of the host (users-want.md F). */
+static int check_disk(const char *path, struct disk_info *ret, struct error *err)
+{
+	if (disk_inspect(path, ret, err) < 0)
+		return err->code;
+	if (ret->has_backing)
+		return error_set(err, -EPERM, "%s: refused, it names another file as part of itself "
+				 "(backing or data file); qemu-img convert makes it whole", path);
+	if (!streq(ret->format, "qcow2") && !streq(ret->format, "raw"))
+		return error_set(err, -EINVAL, "%s: refused, it begins like a %s image; only qcow2 and "
+				 "raw are run", path, ret->format);
+	return 0;
+}
+
 /* Kernel command line as a file, its last newline not part of it; caller frees. */
 static int read_cmdline(struct qemu_vm *vm, char **ret, struct error *err)
 {
@@ -584,6 +601,7 @@ static int build_argv(struct qemu_vm *vm, const struct qemu_version *version,
 	const struct qemu_arch *arch = qemu_arch_find(c->arch);
 	scoped_free char *disk = file(vm, FILE_DISK), *cmdline = NULL;
 	struct qemu_firmware firmware = { 0 };
+	struct disk_info disk_info;
 	char mac[DRIVER_MAC_SIZE];
 	struct qemu_args_input in = {
 		.name = vm->spec->name,
@@ -604,8 +622,9 @@ static int build_argv(struct qemu_vm *vm, const struct qemu_version *version,
 	};
 	int rc;
 
-	if (qemu_media_format(disk, &in.disk_format, err) < 0 || read_cmdline(vm, &cmdline, err) < 0)
+	if (check_disk(disk, &disk_info, err) < 0 || read_cmdline(vm, &cmdline, err) < 0)
 		return err->code;
+	in.disk_format = disk_info.format;
 	in.cmdline = cmdline;
 	if (!in.kernel && !(c->firmware.legacy_bios && arch->has_legacy_bios)) {
 		if (find_firmware(vm, &firmware, err) < 0)

@@ -6,7 +6,6 @@
 #include "drivers/qemu/args.h"
 #include "drivers/qemu/binary.h"
 #include "drivers/qemu/firmware.h"
-#include "drivers/qemu/media.h"
 #include "lib/base/child.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"

@@ -501,6 +501,24 @@ static void test_driver_start_without_a_disk(void **state)
 	finish(&vm);
 }
 
+/* A guest wrote a qcow2 header with a backing file onto its raw disk. */
+static void test_driver_disk_that_became_qcow2(void **state)
+{
+	static const uint8_t head[SECTOR] = { 'Q', 'F', 'I', 0xfb, 0, 0, 0, 3, [14] = 1, [19] = 8,
+					      [23] = 16, [103] = 104 };
+	scoped_fd int fd = -1;
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	scoped_free char *disk = file(&vm, FILE_DISK);
+	fd = open(disk, O_WRONLY | O_CLOEXEC);
+	assert_int_equal(pwrite(fd, head, sizeof(head), 0), sizeof(head));
+	start(&vm);
+	assert_int_equal(vm.started.err.code, -EPERM);
+	assert_non_null(strstr(vm.started.err.msg, "names another file"));
+	finish(&vm);
+}
+
 static void test_driver_stop_during_start(void **state)
 {
 	struct vm vm;
@@ -581,6 +599,7 @@ int main(void)
 		cmocka_unit_test(test_driver_start_fails_with_qemus_words),
 		cmocka_unit_test(test_driver_start_fails_on_a_taken_port),
 		cmocka_unit_test(test_driver_start_without_a_disk),
+		cmocka_unit_test(test_driver_disk_that_became_qcow2),
 		cmocka_unit_test(test_driver_stop_during_start),
 		cmocka_unit_test(test_driver_stop_between_spawn_and_greeting),
 		cmocka_unit_test(test_driver_close_during_start),

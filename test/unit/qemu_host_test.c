@@ -1,4 +1,4 @@
-/* What the driver makes of the machine: KVM or not, firmware, disk headers, MAC,
+/* What the driver makes of the machine: KVM or not, firmware, MAC,
  * versions. Every fact comes from files the test wrote. */
 #include <errno.h>
 #include <setjmp.h>
@@ -17,7 +17,6 @@
 #include "drivers/qemu/binary.h"
 #include "drivers/qemu/endpoint.h"
 #include "drivers/qemu/firmware.h"
-#include "drivers/qemu/media.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 
@@ -176,33 +175,6 @@ static void test_firmware_order(void **state)
 	assert_firmware(&where, ARCH_X86_64, put_text("qemu-efi-code.fd", "x"), true);
 }
 
-/* --- disk headers ----------------------------------------------------------------- */
-
-static void test_media_format(void **state)
-{
-	uint8_t head[512] = { 'Q', 'F', 'I', 0xfb, 0, 0, 0, 3 };
-	struct error err = ERROR_NONE;
-	const char *format = NULL;
-
-	assert_int_equal(qemu_media_format(put("a", head, sizeof(head)), &format, &err), 0);
-	assert_string_equal(format, "qcow2");
-	assert_int_equal(qemu_media_format(put("b", "\0\0\0\0", 4), &format, &err), 0);
-	assert_string_equal(format, "raw");
-	assert_int_equal(qemu_media_format(put("c", "", 0), &format, &err), 0);
-	assert_string_equal(format, "raw");
-
-	head[15] = 0x70;	/* backing file name at 0x70 */
-	assert_int_equal(qemu_media_format(put("d", head, sizeof(head)), &format, &err), -EINVAL);
-	assert_non_null(strstr(err.msg, "backing file"));
-	head[15] = 0;
-	head[79] = 4;	/* incompatible feature bit 2 */
-	assert_int_equal(qemu_media_format(put("e", head, sizeof(head)), &format, &err), -EINVAL);
-	assert_non_null(strstr(err.msg, "external file"));
-	head[7] = 9;
-	assert_int_equal(qemu_media_format(put("f", head, sizeof(head)), &format, &err), -EINVAL);
-	assert_int_equal(qemu_media_format("/nonexistent/disk", &format, &err), -ENOENT);
-}
-
 /* --- versions and programs ----------------------------------------------------------- */
 
 static void test_version_table(void **state)
@@ -334,7 +306,6 @@ int main(void)
 		cmocka_unit_test(test_accel_table),
 		cmocka_unit_test(test_accel_says_why_kvm_does_not_open),
 		cmocka_unit_test(test_firmware_order),
-		cmocka_unit_test(test_media_format),
 		cmocka_unit_test(test_version_table),
 		cmocka_unit_test(test_version_floors),
 		cmocka_unit_test(test_binary_from_environment),
