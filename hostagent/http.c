@@ -126,12 +126,11 @@ int http_parse(const char *data, size_t len, struct http_request *ret)
 	const char *line = data, *stop;
 	int rc;
 
-	if (!end) {
-		/* Not our protocol: say so before 8 KiB of it came. */
-		if (len && !isupper((unsigned char)data[0]))
-			return -400;
+	/* Not our protocol (TLS, a stray key): say so before 8 KiB of it came. */
+	if (len && !isupper((unsigned char)data[0]))
+		return -400;
+	if (!end)
 		return len >= HTTP_HEAD_MAX_BYTES ? -431 : 0;
-	}
 	stop = memmem(line, (size_t)(end - line) + 2, "\r\n", 2);
 	rc = parse_request_line(line, (size_t)(stop - line), &r);
 	while (rc == 0 && stop < end) {

@@ -1,0 +1,52 @@
+#!/bin/sh
+# ssh.sh - plays the ssh client: the "guest" is this machine
+#
+# FAKE_SSH_DIR holds its state: `refuse` there makes each login fail, `log` gets
+# the arguments of each call. The master's socket is a plain file at ControlPath.
+echo "$*" >>"$FAKE_SSH_DIR/log"
+control= command= forward= master=
+while [ $# -gt 0 ]; do
+	case "$1" in
+	-o)
+		case "$2" in
+		ControlPath=*) control=$(printf %s "${2#*=}" | tr -d '"') ;;
+		esac
+		shift ;;
+	-O) command=$2; shift ;;
+	-L) forward=$2; shift ;;
+	-F | -p) shift ;;
+	-N) master=1 ;;
+	--) shift; break ;;
+	esac
+	shift
+done
+case "$command" in
+check)
+	[ -e "$control" ] && exit 0
+	echo "Control socket connect($control): No such file or directory" >&2
+	exit 255 ;;
+exit)
+	rm -f "$control" "$FAKE_SSH_DIR/foreign"
+	exit 0 ;;
+forward)
+	[ -e "$control" ] || exit 255
+	# the guest's end exists when the test made it
+	ln -s "$FAKE_SSH_DIR/guest.sock" "${forward%%:*}"
+	exit 0 ;;
+esac
+if [ -e "$FAKE_SSH_DIR/refuse" ]; then
+	echo "user@127.0.0.1: Permission denied (publickey)." >&2
+	exit 255
+fi
+if [ -n "$master" ]; then
+	trap 'rm -f "$control"; exit 0' TERM
+	: >"$control"
+	echo up
+	while [ ! -e "$FAKE_SSH_DIR/drop" ]; do
+		sleep 0.05
+	done
+	rm -f "$control" "$FAKE_SSH_DIR/drop"
+	echo "Connection to 127.0.0.1 closed by remote host." >&2
+	exit 255
+fi
+exec $@

@@ -1,0 +1,255 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "hostagent/control.h"
+#include "lib/base/buf.h"
+#include "lib/base/clock.h"
+#include "lib/base/mem.h"
+#include "lib/base/path.h"
+
+static char dir[] = "/tmp/lima-control-test-XXXXXX";
+static char *sock_path;
+static struct loop loop;
+static struct events *events;
+static struct control *control;
+static bool closed;
+
+static json_t *get_info(void *arg)
+{
+	return json_pack("{s:i}", "sshLocalPort", 43022);
+}
+
+static const struct control_path paths[] = { { "/v1/info", get_info }, { "/v1/events", NULL } };
+
+static int setup(void **state)
+{
+	struct error err = ERROR_NONE;
+	struct control_options o = { .socket = sock_path, .paths = paths,
+				     .n_paths = ARRAY_SIZE(paths), .idle_timeout_ms = 300 };
+
+	events = events_new(open("/dev/null", O_WRONLY | O_CLOEXEC));
+	o.events = events;
+	closed = false;
+	if (loop_init(&loop, &err) < 0)
+		return -1;
+	return control_new(&loop, &o, &control, &err);
+}
+
+static void on_closed(void *arg)
+{
+	closed = true;
+}
+
+static int teardown(void **state)
+{
+	control_close(control, on_closed, NULL);
+	loop_run(&loop);
+	assert_true(closed);
+	assert_int_equal(loop_done(&loop), 0);
+	events_free(events);
+	assert_false(path_exists(sock_path));
+	return 0;
+}
+
+static int dial(void)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	strcpy(sa.sun_path, sock_path);
+	assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	return fd;
+}
+
+/* Reads until @want is in what came, the peer hung up (-1), or 5 s. */
+static int read_until(int fd, struct buf *b, const char *want)
+{
+	uint64_t until = clock_mono_ms() + 5000;
+	char data[4096];
+
+	while (clock_mono_ms() < until) {
+		ssize_t n;
+
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+		n = read(fd, data, sizeof(data));
+		if (n > 0)
+			buf_add(b, data, (size_t)n);
+		if (want && strstr(buf_str(b), want))
+			return 0;
+		if (n == 0 || (n < 0 && errno != EAGAIN))
+			return -1;
+		usleep(1000);
+	}
+	fail_msg("waited in vain for `%s` in `%s`", want ? want : "EOF", buf_str(b));
+	return -2;
+}
+
+static void say(int fd, const char *text)
+{
+	assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+}
+
+static void test_control_info(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+	struct stat st;
+
+	assert_int_equal(stat(sock_path, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	say(fd, "GET /v1/in");
+	uv_run(&loop.uv, UV_RUN_NOWAIT);
+	say(fd, "fo HTTP/1.1\r\nHost: lima-hostagent\r\n\r\nGET /v1/nope HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "no such path"), 0);	/* two on one connection */
+	assert_non_null(strstr(buf_str(&b), "HTTP/1.1 200 OK"));
+	assert_non_null(strstr(buf_str(&b), "{\"sshLocalPort\":43022}"));
+	assert_non_null(strstr(buf_str(&b), "404 Not Found"));
+	buf_reset(&b);
+	say(fd, "DELETE /v1/info HTTP/1.1\r\nConnection: close\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, NULL), -1);
+	assert_non_null(strstr(buf_str(&b), "405 Method Not Allowed"));
+}
+
+static void test_control_bad_requests(void **state)
+{
+	static const char *const rows[][2] = {
+		{ "\x16\x03\x01", "400" },
+		{ "GET /v1/info HTTP/3.0\r\n\r\n", "505" },
+		{ "POST /v1/info HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", "413" },
+	};
+	static char big[9000];
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		scoped_buf struct buf b = { 0 };
+		scoped_fd int fd = dial();
+
+		say(fd, rows[i][0]);
+		assert_int_equal(read_until(fd, &b, NULL), -1);
+		assert_memory_equal(buf_str(&b) + 9, rows[i][1], 3);
+	}
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+	memset(big, 'G', sizeof(big));
+	assert_true(write(fd, big, sizeof(big)) > 8192);
+	assert_int_equal(read_until(fd, &b, NULL), -1);
+	assert_true(b.len == 0 || strstr(buf_str(&b), "431"));
+}
+
+static void test_control_slow_loris(void **state)
+{
+	scoped_buf struct buf b = { 0 }, b2 = { 0 };
+	scoped_fd int slow = dial(), silent = dial();
+
+	say(slow, "GET /v1/info HT");
+	assert_int_equal(read_until(slow, &b, NULL), -1);
+	assert_non_null(strstr(buf_str(&b), "408"));
+	assert_int_equal(read_until(silent, &b2, NULL), -1);
+	assert_int_equal(b2.len, 0);
+}
+
+static void test_control_too_many_clients(void **state)
+{
+	int fds[65];
+	scoped_buf struct buf b = { 0 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
+		fds[i] = dial();
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+	}
+	assert_int_equal(read_until(fds[64], &b, NULL), -1);	/* hung up on at once */
+	say(fds[63], "GET /v1/info HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(fds[63], &b, "43022"), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
+}
+
+static void test_control_event_stream(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+
+	say(fd, "GET /v1/events HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "\"status\":{}}\n\r\n"), 0);	/* at once */
+	assert_non_null(strstr(buf_str(&b), "Transfer-Encoding: chunked"));
+	events_notice(events, "hello");
+	assert_int_equal(read_until(fd, &b, "hello"), 0);
+	usleep(400 * 1000);	/* longer than the idle time: streams have none */
+	uv_run(&loop.uv, UV_RUN_NOWAIT);
+	events_running(events);
+	assert_int_equal(read_until(fd, &b, "running"), 0);
+}
+
+static void test_control_event_reader_that_sleeps(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+	static char text[1500];
+
+	say(fd, "GET /v1/events HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "status"), 0);
+	memset(text, 'x', sizeof(text) - 1);
+	for (int i = 0; i < 2000; i++) {	/* 3 MB, nobody reads */
+		events_notice(events, text);
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+	}
+	assert_int_equal(read_until(fd, &b, NULL), -1);
+	assert_true(b.len < 2000 * 1500);
+}
+
+static void test_control_last_event_is_delivered(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+	struct error err = ERROR_NONE;
+	struct control_options o = { .socket = sock_path, .events = events, .paths = paths,
+				     .n_paths = ARRAY_SIZE(paths) };
+
+	say(fd, "GET /v1/events HTTP/1.0\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "status"), 0);
+	events_exiting(events, "the guest powered off");
+	control_close(control, NULL, NULL);
+	assert_int_equal(read_until(fd, &b, NULL), -1);
+	assert_non_null(strstr(buf_str(&b), "the guest powered off"));
+	assert_int_equal(control_new(&loop, &o, &control, &err), 0);	/* for teardown */
+}
+
+static int make_dir(void **state)
+{
+	if (!mkdtemp(dir))
+		return -1;
+	sock_path = xasprintf("%s/ha.sock", dir);
+	return 0;
+}
+
+static int remove_dir(void **state)
+{
+	free(sock_path);
+	return path_remove_tree(dir, &(struct error){ 0 });
+}
+
+#define CONTROL_TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		CONTROL_TEST(test_control_info),
+		CONTROL_TEST(test_control_bad_requests),
+		CONTROL_TEST(test_control_slow_loris),
+		CONTROL_TEST(test_control_too_many_clients),
+		CONTROL_TEST(test_control_event_stream),
+		CONTROL_TEST(test_control_event_reader_that_sleeps),
+		CONTROL_TEST(test_control_last_event_is_delivered),
+	};
+
+	return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
