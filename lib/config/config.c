@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 #include "lib/config/schema.h"
@@ -73,7 +74,7 @@ static struct node *parse(struct resolve *r, const char *name, const char *text,
 
 	if (node_parse(r->pool, name, text, len, &n, &err) < 0) {
 		r->problems.n_errors++;
-		strv_add(&r->problems.list->errors, err.msg);
+		strv_take(&r->problems.list->errors, log_escape(err.msg, ERROR_MSG_SIZE));
 		return NULL;
 	}
 	schema_typecheck(r, n);

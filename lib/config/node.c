@@ -290,8 +290,7 @@ static int next_event(struct reader *r, yaml_event_t *ev)
 	return fail_at(r, p->problem_mark, what);
 }
 
-/* YAML 1.2 core schema: what a plain scalar means. */
-static enum node_kind plain_kind(const char *s, int64_t *ret_num)
+enum node_kind node_plain_kind(const char *s, int64_t *ret_num)
 {
 	static const char *const nulls[] = { "", "~", "null", "Null", "NULL" };
 	static const char *const trues[] = { "true", "True", "TRUE" };
@@ -383,7 +382,7 @@ static int read_scalar(struct reader *r, const yaml_event_t *ev, struct node *n)
 		return 0;
 	}
 	if (plain && (!tag || !streq(tag, "tag:yaml.org,2002:str")))
-		n->kind = plain_kind(n->text, &n->num);
+		n->kind = node_plain_kind(n->text, &n->num);
 	return 0;
 }
 
@@ -435,6 +434,8 @@ static int read_alias(struct reader *r, const yaml_event_t *ev, const struct nod
 		*ret = copy_deep(r, a->node, parent, ev->start_mark);
 		if (!*ret)
 			return r->err->code;
+		(*ret)->alias = true;
+		(*ret)->copied = false;
 		(*ret)->line = (unsigned)ev->start_mark.line + 1;
 		(*ret)->col = (unsigned)ev->start_mark.column + 1;
 		(*ret)->start = ev->start_mark.index;

@@ -47,7 +47,8 @@ struct node {
 	enum node_kind kind;
 	bool flow;			/* list, map: written [..] or {..} */
 	bool block_scalar;		/* string: written | or > */
-	bool copied;			/* came through an alias or `<<`: not at its own place */
+	bool alias;			/* written *name; what is inside is written elsewhere */
+	bool copied;			/* inside an alias, or came by `<<`: not at its own place */
 	bool quoted;			/* string: written in quotes */
 	const struct node_file *file;	/* NULL: made by us, not written anywhere */
 	unsigned line, col;		/* 1-based, of the value; 0 when made by us */
@@ -101,6 +102,10 @@ void node_add(struct node_pool *pool, struct node *parent, const char *key, stru
 void node_remove(struct node *parent, size_t i);
 /* A copy of the node alone, with its own list of the same children. */
 struct node *node_shallow_copy(struct node_pool *pool, const struct node *n);
+
+/* What a plain scalar means by YAML 1.2's core schema; @ret_num is set for INT
+ * and BOOL. */
+enum node_kind node_plain_kind(const char *s, int64_t *ret_num);
 
 /* Byte offset of a character offset (start, end, key_start). Walks the text. */
 size_t node_byte(const struct node_file *file, size_t at_char);

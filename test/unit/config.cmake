@@ -1,3 +1,10 @@
+lima_unit(config_edit lima_config)
+lima_unit(config_embed lima_config)
+lima_unit(config_load lima_config)
+lima_unit(config_locator lima_config)
+lima_unit(config_value lima_config)
+target_compile_definitions(config_locator_test PRIVATE TEMPLATES="${PROJECT_SOURCE_DIR}/templates")
+
 # One test a file of test/config; what comes out is compared with the file of
 # the same name next to it. Files are found when CMake is configured.
 add_executable(config_golden ${PROJECT_SOURCE_DIR}/test/config/config_golden.c)
