@@ -1,592 +1,609 @@
-/* The whole host agent in a child process, with a machine that obeys one-letter
- * commands (test/mock/vm.h) and a fake ssh. The test sees what limactl sees:
- * event lines, ha.sock, the instance directory, the exit code. */
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <poll.h>
+/* The whole guest agent in a process of its own against the host's client:
+ * what a host agent sees of a guest, over the UNIX socket and the serial port. */
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
+#include <stdint.h>
+
+#include <arpa/inet.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pty.h>
+#include <signal.h>
 #include <string.h>
-#include <sys/socket.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <cmocka.h>
 
-#include "hostagent/agent.h"
-#include "hostagent/events.h"
-#include "hostagent/ssh.h"
+#include "guestagent/agent.h"
 #include "lib/base/buf.h"
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
-#include "lib/store/pid.h"
-#include "test/mock/vm.h"
+#include "proto/guest_client.h"
+#include "proto/link.h"
+#include "test/mock/netns.h"
 
-enum { WAIT_MS = 20000 };
+enum { DEADLINE_MS = 20000, PORTS_MAX = 64 };
 
-static char home[] = "/tmp/lima-agent-test-XXXXXX";
-static char dir[64], ssh_dir[64], pid_file[80], sock_path[80];
-static const char *yaml;
-static struct mock_vm_plan plan;
-static struct agent_waits waits;
+struct host {
+	struct loop loop;
+	struct rpc *rpc;
+	uv_timer_t tick;
+	struct guest_client *client;
+	bool ready, lost, closed;
+	unsigned snapshots, events;
+	uint64_t revision;
+	char ports[PORTS_MAX][64];	/* "tcp 127.0.0.1 8080" */
+	unsigned n_ports;
+	char instance_id[64];
+};
 
-static struct {
-	pid_t pid;
-	int events_fd, command_fd;
-	struct buf pending, story;	/* bytes of a line, all lines so far */
-} ha;
+static char dir[] = "/tmp/lima-agent-XXXXXX";
+static char socket_path[64], progress_dir[64], device[64], secret_file[64];
+static pid_t agent_pid;
 
-static void write_file(const char *path, const char *text)
+static void on_tick(uv_timer_t *t)
 {
-	struct error err = ERROR_NONE;
-
-	assert_int_equal(path_write_file(path, text, strlen(text), 0600, &err), 0);
 }
 
-static void fake_ssh(const char *name, bool there)
-{
-	scoped_free char *path = xasprintf("%s/%s", ssh_dir, name);
+#define wait_for(h, cond)                                                   \
+	do {                                                                \
+		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;          \
+		while (!(cond)) {                                           \
+			if (clock_mono_ms() > until_ms)                     \
+				fail_msg("never came true: %s", #cond);     \
+			uv_run(&(h)->loop.uv, UV_RUN_ONCE);                 \
+		}                                                           \
+	} while (0)
 
-	if (there)
-		write_file(path, "");
-	else
-		unlink(path);
+/* --- the host's side ------------------------------------------------------- */
+
+static void on_ready(void *arg, const Info *info)
+{
+	struct host *h = arg;
+
+	h->ready = true;
+	assert_string_equal(info->agent_version, LIMA_VERSION);
+	assert_int_equal(strlen(info->boot_id), 36);
+	assert_true(strlen(info->kernel) > 0);
 }
 
-static bool in_dir(const char *name)
+static void port_apply(struct host *h, const IPPort *p, bool added)
 {
-	scoped_free char *path = xasprintf("%s/%s", dir, name);
+	char text[64];
+	unsigned i = 0;
 
-	return path_exists(path);
-}
-
-/* --- the host agent's process -------------------------------------------- */
-
-static void run_agent(int events_fd, int command_fd)
-{
-	struct agent_options o = { .name = "vm", .lima_home = home, .pid_file = pid_file,
-				   .socket = sock_path, .driver_ops = &mock_vm_ops,
-				   .waits = waits };
-	struct error err = ERROR_NONE;
-	int rc;
-
-	dup2(events_fd, STDOUT_FILENO);
-	close(events_fd);
-	log_setup(getenv("TEST_VERBOSE") ? LOG_DEBUG : LOG_ERROR, LOG_FORMAT_PLAIN);
-	mock_vm_plan = plan;
-	mock_vm_plan.command_fd = command_fd;
-	rc = agent_run(&o, &err);
-	if (rc < 0 && getenv("TEST_VERBOSE"))
-		log_error("%s", err.msg);
-	buf_done(&ha.pending);
-	buf_done(&ha.story);
-	exit(rc == -EBUSY ? 2 : rc < 0);	/* so that the leak check runs */
-}
-
-static void write_yaml(void)
-{
-	scoped_free char *path = xasprintf("%s/lima.yaml", dir);
-
-	write_file(path, yaml);
-}
-
-static void start_agent(void)
-{
-	int events[2], commands[2];
-
-	assert_int_equal(pipe2(events, O_CLOEXEC), 0);
-	assert_int_equal(pipe2(commands, O_CLOEXEC), 0);
-	write_yaml();
-	buf_reset(&ha.story);
-	buf_reset(&ha.pending);
-	ha.pid = fork();
-	if (ha.pid == 0) {
-		close(events[0]);
-		close(commands[1]);
-		run_agent(events[1], commands[0]);
+	snprintf(text, sizeof(text), "%s %s %d", p->protocol, p->ip, p->port);
+	while (i < h->n_ports && !streq(h->ports[i], text))
+		i++;
+	if (added) {
+		assert_true(i == h->n_ports && i < PORTS_MAX);
+		memcpy(h->ports[h->n_ports++], text, sizeof(text));
+	} else {
+		assert_true(i < h->n_ports);
+		memcpy(h->ports[i], h->ports[--h->n_ports], sizeof(text));
 	}
-	close(events[1]);
-	close(commands[0]);
-	ha.events_fd = events[0];
-	ha.command_fd = commands[1];
 }
 
-static void command(const char *letters)
+static void on_event(void *arg, const Event *e)
 {
-	assert_int_equal(write(ha.command_fd, letters, strlen(letters)), (ssize_t)strlen(letters));
+	struct host *h = arg;
+
+	if (e->snapshot) {
+		h->snapshots++;
+		h->n_ports = 0;
+	} else {
+		assert_int_equal(e->revision, h->revision + 1);
+	}
+	h->revision = e->revision;
+	h->events++;
+	for (size_t i = 0; i < e->n_removed_local_ports; i++)
+		port_apply(h, e->removed_local_ports[i], false);
+	for (size_t i = 0; i < e->n_added_local_ports; i++)
+		port_apply(h, e->added_local_ports[i], true);
+	if (e->boot)
+		snprintf(h->instance_id, sizeof(h->instance_id), "%s", e->boot->instance_id);
 }
 
-/* One more event line into the story; false at the end of all. */
-static bool next_line(uint64_t until)
+static void on_lost(void *arg, const struct error *why)
 {
-	for (;;) {
-		const char *end = memchr(buf_str(&ha.pending), '\n', ha.pending.len);
-		struct pollfd p = { .fd = ha.events_fd, .events = POLLIN };
-		uint64_t now = clock_mono_ms();
-		char data[4096];
+	((struct host *)arg)->lost = true;
+}
+
+static void on_closed(void *arg)
+{
+	((struct host *)arg)->closed = true;
+}
+
+static int connect_unix(void)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	snprintf(a.sun_path, sizeof(a.sun_path), "%s", socket_path);
+	while (connect(fd, (struct sockaddr *)&a, sizeof(a)) < 0) {
+		if (clock_mono_ms() > until_ms)
+			fail_msg("agent does not listen: %s", strerror(errno));
+		usleep(2000);
+	}
+	return fd;
+}
+
+static void host_connect(struct host *h)
+{
+	struct guest_client_options opts = { .connect_timeout_ms = DEADLINE_MS };
+	struct guest_client_callbacks cb = {
+		.ready = on_ready, .event = on_event, .lost = on_lost, .arg = h
+	};
+	struct error err = ERROR_NONE;
+
+	h->ready = h->closed = h->lost = false;
+	h->snapshots = 0;
+	if (guest_client_new(&h->loop, h->rpc, connect_unix(), &opts, &cb, &h->client, &err) < 0)
+		fail_msg("%s", err.msg);
+	wait_for(h, h->ready && h->snapshots == 1);
+}
+
+static void host_disconnect(struct host *h)
+{
+	guest_client_close(steal_ptr(&h->client), on_closed, h);
+	wait_for(h, h->closed);
+}
+
+static void host_start(struct host *h)
+{
+	struct error err = ERROR_NONE;
+
+	*h = (struct host){ 0 };
+	assert_int_equal(loop_init(&h->loop, &err), 0);
+	assert_int_equal(rpc_new(&h->loop, &h->rpc, &err), 0);
+	uv_timer_init(&h->loop.uv, &h->tick);
+	uv_timer_start(&h->tick, on_tick, 5, 5);
+	host_connect(h);
+}
+
+static void host_stop(struct host *h)
+{
+	if (h->client)
+		host_disconnect(h);
+	uv_close((uv_handle_t *)&h->tick, NULL);
+	loop_run(&h->loop);
+	rpc_free(h->rpc);
+	assert_int_equal(loop_done(&h->loop), 0);
+}
+
+static bool has_port(const struct host *h, const char *text)
+{
+	for (unsigned i = 0; i < h->n_ports; i++)
+		if (streq(h->ports[i], text))
+			return true;
+	return false;
+}
+
+/* --- the guest's side ------------------------------------------------------ */
+
+static void set_paths(void)
+{
+	snprintf(socket_path, sizeof(socket_path), "%s/ga.sock", dir);
+	snprintf(progress_dir, sizeof(progress_dir), "%s/progress", dir);
+	snprintf(device, sizeof(device), "%s/port0", dir);
+	snprintf(secret_file, sizeof(secret_file), "%s/secret", dir);
+}
+
+/* This program again, as `guest_agent_test agent DIR`: gRPC does not survive fork(). */
+static int agent_main(const char *in)
+{
+	struct agent_options opts = { .socket = socket_path,
+				      .socket_owner = geteuid(),
+				      .virtio_port = device,
+				      .secret_file = secret_file,
+				      .progress_dir = progress_dir };
+	struct error err = ERROR_NONE;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	snprintf(dir, sizeof(dir), "%s", in);
+	set_paths();
+	if (agent_run(&opts, &err) == 0)
+		return 0;
+	fprintf(stderr, "agent: %s\n", err.msg);
+	return 1;
+}
+
+static int agent_start(void **state)
+{
+	agent_pid = fork();
+	if (agent_pid == 0) {
+		execl("/proc/self/exe", "guest_agent_test", "agent", dir, NULL);
+		_exit(127);
+	}
+	return agent_pid > 0 ? 0 : -1;
+}
+
+/* SIGTERM must always end it, in order. */
+static int agent_stop(void **state)
+{
+	uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;
+	int status;
+
+	kill(agent_pid, SIGTERM);
+	while (waitpid(agent_pid, &status, WNOHANG) == 0) {
+		if (clock_mono_ms() > until_ms) {
+			kill(agent_pid, SIGKILL);
+			waitpid(agent_pid, &status, 0);
+			print_error("agent did not stop\n");
+			return -1;
+		}
+		usleep(5000);
+	}
+	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+		print_error("agent ended with status %#x\n", status);
+	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -1;
+}
+
+static int tcp_server(uint16_t *ret_port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+				 .sin_port = htons(*ret_port) };
+	socklen_t len = sizeof(a);
+	int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	assert_int_equal(listen(fd, 16), 0);
+	getsockname(fd, (struct sockaddr *)&a, &len);
+	*ret_port = ntohs(a.sin_port);
+	return fd;
+}
+
+/* --- tests ----------------------------------------------------------------- */
+
+static int compare_u64(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static void test_agent_ports_reach_the_host(void **state)
+{
+	enum { ROUNDS = 100 };
+	struct host h;
+	uint64_t up[ROUNDS], down[ROUNDS];
+	uint16_t port = 8080;
+	int fd;
+
+	host_start(&h);
+	assert_int_equal(guest_client_features(h.client),
+			 GUEST_FEATURE_SNAPSHOT | GUEST_FEATURE_TUNNEL_KINDS |
+				 GUEST_FEATURE_BOOT_PROGRESS | GUEST_FEATURE_TIME_RTT);
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		uint64_t start_ns = clock_mono_ns();
+
+		fd = tcp_server(&port);
+		wait_for(&h, has_port(&h, "tcp 127.0.0.1 8080"));
+		up[i] = clock_mono_ns() - start_ns;
+		start_ns = clock_mono_ns();
+		close(fd);
+		wait_for(&h, !has_port(&h, "tcp 127.0.0.1 8080"));
+		down[i] = clock_mono_ns() - start_ns;
+		if (i == 9 && up[i] > 50 * 1000 * 1000)
+			break;	/* polling: no use in a hundred rounds */
+	}
+	qsort(up, 10, sizeof(*up), compare_u64);
+	qsort(down, 10, sizeof(*down), compare_u64);
+	print_message("listen() to the host's event: %llu us, close: %llu us (medians)\n",
+		      (unsigned long long)up[5] / 1000, (unsigned long long)down[5] / 1000);
+	host_stop(&h);
+}
+
+/* The host agent was killed and is back: it gets all there is, not a delta. */
+static void test_agent_host_comes_back(void **state)
+{
+	struct host h;
+	uint16_t port = 8081;
+	int fd;
+
+	host_start(&h);
+	fd = tcp_server(&port);
+	wait_for(&h, has_port(&h, "tcp 127.0.0.1 8081"));
+	host_disconnect(&h);
+	h.n_ports = 0;
+	host_connect(&h);
+	assert_true(has_port(&h, "tcp 127.0.0.1 8081"));
+	close(fd);
+	wait_for(&h, h.n_ports == 0);
+	host_stop(&h);
+}
+
+static void test_agent_boot_progress(void **state)
+{
+	struct host h;
+	scoped_free char *path = xasprintf("%s/instance_id", progress_dir);
+	struct error err = ERROR_NONE;
+
+	host_start(&h);
+	assert_string_equal(h.instance_id, "");
+	assert_int_equal(path_mkdir_all(progress_dir, 0755, &err), 0);
+	assert_int_equal(path_write_file(path, "seed-1\n", 7, 0644, &err), 0);
+	wait_for(&h, streq(h.instance_id, "seed-1"));
+	host_stop(&h);
+}
+
+struct end {
+	struct buf got;
+	bool opened, eof, closed, writable;
+	int code;
+};
+
+static void end_opened(void *arg)
+{
+	((struct end *)arg)->opened = true;
+}
+
+static void end_data(void *arg, const uint8_t *data, size_t len)
+{
+	buf_add(&((struct end *)arg)->got, data, len);
+}
+
+static void end_eof(void *arg)
+{
+	((struct end *)arg)->eof = true;
+}
+
+static void end_writable(void *arg)
+{
+	((struct end *)arg)->writable = true;
+}
+
+static void end_closed(void *arg, const struct error *why)
+{
+	struct end *e = arg;
+
+	e->closed = true;
+	e->code = why->code;
+}
+
+static struct guest_tunnel *open_tunnel(struct host *h, struct end *e, int proto, uint16_t port)
+{
+	struct guest_tunnel_callbacks cb = { .opened = end_opened,
+					     .data = end_data,
+					     .eof = end_eof,
+					     .writable = end_writable,
+					     .closed = end_closed,
+					     .arg = e };
+	struct guest_tunnel *t;
+	struct error err = ERROR_NONE;
+	char addr[64];
+
+	*e = (struct end){ 0 };
+	snprintf(addr, sizeof(addr), "127.0.0.1:%u", port);
+	if (guest_tunnel_open(h->client, proto, addr, &cb, &t, &err) < 0)
+		fail_msg("%s", err.msg);
+	return t;
+}
+
+static void send_bytes(struct guest_tunnel *t, const char *text)
+{
+	guest_tunnel_write(t, (uint8_t *)xstrdup(text), strlen(text));
+}
+
+enum { BULK = 2 << 20 };
+
+/* Reads all until the end of file, then sends as much and closes. */
+static void server_turn_round(struct host *h, int l, size_t expect, size_t answer)
+{
+	char block[65536];
+	size_t got = 0;
+	int fd;
+
+	while ((fd = accept4(l, NULL, NULL, SOCK_NONBLOCK)) < 0)
+		uv_run(&h->loop.uv, UV_RUN_ONCE);
+	for (ssize_t n = -1; n != 0;) {
+		n = read(fd, block, sizeof(block));
+		if (n > 0)
+			got += (size_t)n;
+		else if (n < 0)
+			uv_run(&h->loop.uv, UV_RUN_ONCE);
+	}
+	assert_int_equal(got, expect);
+	memset(block, 'a', sizeof(block));
+	while (answer) {
+		ssize_t n = write(fd, block, MIN(sizeof(block), answer));
+
+		if (n > 0)
+			answer -= (size_t)n;
+		else
+			uv_run(&h->loop.uv, UV_RUN_ONCE);
+	}
+	close(fd);
+}
+
+static void test_agent_tunnel_half_close(void **state)
+{
+	struct host h;
+	struct end e;
+	struct guest_tunnel *t;
+	uint16_t port = 8082;
+	scoped_fd int l = -1;
+
+	host_start(&h);
+	l = tcp_server(&port);
+	t = open_tunnel(&h, &e, IPPROTO_TCP, port);
+	wait_for(&h, e.opened);
+	send_bytes(t, "question");
+	guest_tunnel_eof(t);
+	server_turn_round(&h, l, 8, BULK);
+	wait_for(&h, e.closed);
+	assert_true(e.eof);
+	assert_int_equal(e.code, 0);
+	assert_int_equal(e.got.len, BULK);
+	buf_done(&e.got);
+	host_stop(&h);
+}
+
+static void test_agent_tunnel_refused_and_reset(void **state)
+{
+	struct host h;
+	struct end e;
+	struct linger now = { .l_onoff = 1 };
+	uint16_t port = 8083;
+	int l, fd;
+
+	host_start(&h);
+	open_tunnel(&h, &e, IPPROTO_TCP, port);
+	wait_for(&h, e.closed);
+	assert_false(e.opened);
+	assert_int_equal(e.code, -ECONNREFUSED);
+	l = tcp_server(&port);
+	open_tunnel(&h, &e, IPPROTO_TCP, port);
+	wait_for(&h, e.opened);
+	fd = accept(l, NULL, NULL);
+	assert_true(fd >= 0);
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	close(fd);
+	wait_for(&h, e.closed);
+	assert_int_equal(e.code, -ECONNRESET);
+	close(l);
+	host_stop(&h);
+}
+
+static void test_agent_udp_tunnel(void **state)
+{
+	struct host h;
+	struct end e;
+	struct guest_tunnel *t;
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+				 .sin_port = htons(8084) };
+	socklen_t len = sizeof(a);
+	uint8_t *big = xcalloc(1, 65507), *got = xmalloc(65536);
+	scoped_fd int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	ssize_t n = -1;
+
+	host_start(&h);
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	wait_for(&h, has_port(&h, "udp 127.0.0.1 8084"));
+	t = open_tunnel(&h, &e, IPPROTO_UDP, 8084);
+	guest_tunnel_write(t, big, 65507);
+	wait_for(&h, (n = recvfrom(fd, got, 65536, 0, (struct sockaddr *)&a, &len)) >= 0);
+	assert_int_equal(n, 65507);
+	assert_int_equal(sendto(fd, got, 65507, 0, (struct sockaddr *)&a, len), 65507);
+	wait_for(&h, e.got.len);
+	assert_int_equal(e.got.len, 65507);
+	guest_tunnel_close(t);
+	buf_done(&e.got);
+	free(got);
+	host_stop(&h);
+}
+
+/* SIGTERM (the teardown) with a tunnel open and bytes under way. */
+static void test_agent_stops_with_work_under_way(void **state)
+{
+	struct host h;
+	struct end e;
+	struct guest_tunnel *t;
+	uint16_t port = 8085;
+	scoped_fd int l = -1;
+
+	host_start(&h);
+	l = tcp_server(&port);
+	t = open_tunnel(&h, &e, IPPROTO_TCP, port);
+	wait_for(&h, e.opened);
+	send_bytes(t, "x");
+	kill(agent_pid, SIGTERM);
+	wait_for(&h, h.lost);
+	assert_true(e.closed);
+	assert_int_not_equal(e.code, 0);
+	host_stop(&h);
+}
+
+/* The port and its secret come after the agent; then a handshake is answered. */
+static void test_agent_serial_port_comes_late(void **state)
+{
+	static const char hex[] = "000102030405060708090a0b0c0d0e0f\n";
+	uint8_t syn[LINK_FRAME_SIZE], ack[LINK_FRAME_SIZE], in[4096];
+	struct termios raw;
+	struct error err = ERROR_NONE;
+	uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;
+	char name[128];
+	int host_end, port_end;
+	size_t len = 0, at = 0;
+
+	close(connect_unix());	/* it is up */
+	assert_int_equal(openpty(&host_end, &port_end, name, NULL, NULL), 0);
+	tcgetattr(port_end, &raw);
+	cfmakeraw(&raw);
+	tcsetattr(port_end, TCSANOW, &raw);
+	assert_int_equal(symlink(name, device), 0);
+	assert_int_equal(path_write_file(secret_file, hex, strlen(hex), 0600, &err), 0);
+	for (uint8_t i = 0; i < LINK_FRAME_SIZE; i++)
+		syn[i] = i;
+	link_ack_magic(syn, ack);
+	memcpy(ack + LINK_MAGIC_SIZE, syn + LINK_MAGIC_SIZE, LINK_NONCE_SIZE);
+	assert_int_equal(write(host_end, syn, sizeof(syn)), sizeof(syn));
+	while (!(len >= sizeof(ack) && link_find(ack, in, len, &at))) {
+		struct pollfd p = { .fd = host_end, .events = POLLIN };
 		ssize_t n;
 
-		if (end) {
-			size_t len = (size_t)(end - buf_str(&ha.pending)) + 1;
-
-			buf_add(&ha.story, ha.pending.data, len);
-			buf_consume(&ha.pending, len);
-			return true;
-		}
-		if (now >= until || poll(&p, 1, (int)(until - now)) != 1)
-			return false;
-		n = read(ha.events_fd, data, sizeof(data));
-		if (n <= 0)
-			return false;
-		buf_add(&ha.pending, data, (size_t)n);
+		if (clock_mono_ms() > until_ms || len == sizeof(in))
+			fail_msg("no answer on the serial port");
+		if (poll(&p, 1, 100) == 1 && (n = read(host_end, in + len, sizeof(in) - len)) > 0)
+			len += (size_t)n;
 	}
+	assert_memory_equal(in + at, ack, sizeof(ack));
+	close(host_end);
+	close(port_end);
 }
 
-/* Until a line since @from holds @text; where it ends in the story. */
-static size_t wait_text(size_t from, const char *text)
+static int set_up(void **state)
 {
-	uint64_t until = clock_mono_ms() + WAIT_MS;
-	const char *at;
-
-	while (from > ha.story.len || !(at = strstr(buf_str(&ha.story) + from, text)))
-		if (!next_line(until))
-			fail_msg("no `%s` after `%s`", text, buf_str(&ha.story) + from);
-	return (size_t)(strchr(at, '\n') - buf_str(&ha.story)) + 1;
+	if (!netns_enter() || !mkdtemp(dir))
+		return -1;
+	set_paths();
+	return 0;
 }
 
-static bool story_has(const char *text)
-{
-	return strstr(buf_str(&ha.story), text) != NULL;
-}
-
-static int wait_exit(void)
-{
-	uint64_t until = clock_mono_ms() + WAIT_MS;
-	int status = 0;
-
-	while (next_line(until))
-		;
-	close(ha.events_fd);
-	close(ha.command_fd);
-	assert_true(clock_mono_ms() < until);
-	assert_int_equal(waitpid(ha.pid, &status, 0), ha.pid);
-	ha.pid = 0;
-	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-/* In order or not, nothing of it is left. */
-static void assert_clean(void)
-{
-	assert_false(path_exists(pid_file));
-	assert_false(path_exists(sock_path));
-	assert_false(in_dir("ssh.sock"));
-	assert_false(in_dir("ga-ssh.sock"));
-}
-
-static size_t start_to_running(void)
-{
-	start_agent();
-	wait_text(0, "\"name\":\"guest up\",\"state\":\"done\"");
-	command("sb");
-	return wait_text(0, "\"running\":true");
-}
-
-static void stop_in_order(void)
-{
-	assert_int_equal(kill(ha.pid, SIGTERM), 0);
-	assert_int_equal(wait_exit(), 0);
-	assert_true(story_has("\"exiting\":true"));
-	assert_clean();
-}
-
-/* GET @path; caller frees. */
-static char *ask(const char *path)
-{
-	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	scoped_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	scoped_free char *request = xasprintf("GET %s HTTP/1.1\r\nConnection: close\r\n\r\n", path);
-	struct buf b = { 0 };
-	char data[4096];
-	ssize_t n;
-
-	strcpy(sa.sun_path, sock_path);
-	assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
-	assert_int_equal(write(fd, request, strlen(request)), (ssize_t)strlen(request));
-	while ((n = read(fd, data, sizeof(data))) > 0)
-		buf_add(&b, data, (size_t)n);
-	return buf_steal_str(&b);
-}
-
-/* --- tests --------------------------------------------------------------- */
-
-static void test_agent_start_run_stop(void **state)
-{
-	size_t at = start_to_running();
-	uint16_t port = ssh_config_port(dir);
-	scoped_free char *forwarded =
-		xasprintf("\"type\":\"forwarding\",\"protocol\":\"tcp\",\"guestAddr\":\"127.0.0.1:%u\"",
-			  plan.guest_port);
-
-	assert_true(story_has("\"name\":\"seed\",\"state\":\"done\""));
-	assert_true(story_has("\"notice\":\"using TCG (slow)\""));
-	assert_true(story_has("\"detail\":\"tcg, mock, pid 4711\""));
-	assert_true(story_has("\"detail\":\"agent 0.1.0, kernel 6.12.0\""));
-	assert_true(story_has("\"name\":\"ssh\",\"state\":\"done\""));
-	assert_true(story_has("system 1/1: 00000000"));
-	assert_true(story_has(forwarded));
-	assert_false(story_has("degraded"));
-	assert_true(port > 0);
-	assert_true(in_dir("ssh.sock") && in_dir("cidata.iso"));
-	assert_int_equal(pid_file_read(pid_file, NULL), ha.pid);
-
-	scoped_free char *info = ask("/v1/info");
-	assert_non_null(strstr(info, "\"status\":\"Running\""));
-	assert_non_null(strstr(info, "\"agentVersion\":\"0.1.0\""));
-	assert_non_null(strstr(info, "\"bootId\":\"boot-1\""));
-	scoped_free char *ports = ask("/v1/ports");
-	assert_non_null(strstr(ports, "\"state\":\"forwarding\""));
-
-	command("p");
-	wait_text(at, "\"portForward\"");
-	stop_in_order();
-
-	start_to_running();	/* again: the same ssh port */
-	assert_int_equal(ssh_config_port(dir), port);
-	stop_in_order();
-}
-
-static void test_agent_start_fails(void **state)
-{
-	plan.start_fails = true;
-	start_agent();
-	assert_int_equal(wait_exit(), 1);
-	assert_true(story_has("\"name\":\"mock\",\"state\":\"failed\"") ||
-		    story_has("\"name\":\"qemu\",\"state\":\"failed\""));
-	assert_true(story_has("\"exiting\":true,\"errors\":[\"qemu: QEMU exited with code 1: no "
-			      "such machine\"]"));
-	assert_clean();
-}
-
-static void test_agent_seed_fails(void **state)
-{
-	setenv("MOCK_SEED_FAILS", "1", 1);
-	start_agent();
-	unsetenv("MOCK_SEED_FAILS");
-	assert_int_equal(wait_exit(), 1);
-	assert_true(story_has("no space left on device"));
-	assert_false(story_has("\"name\":\"qemu\""));
-	assert_clean();
-}
-
-static void test_agent_sigterm_at_each_step(void **state)
-{
-	static const char *const steps[] = { "seed", "qemu", "guest up", "ssh", "provision" };
-
-	setenv("MOCK_SEED_SLOW", "1", 1);
-	for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
-		scoped_free char *text =
-			xasprintf("\"name\":\"%s\",\"state\":\"started\"", steps[i]);
-
-		plan.silent = streq(steps[i], "guest up");
-		plan.no_sshd = plan.silent;
-		start_agent();
-		if (streq(steps[i], "provision")) {
-			wait_text(0, "\"name\":\"ssh\",\"state\":\"started\"");
-			command("s");
-		}
-		wait_text(0, text);
-		stop_in_order();
-		assert_false(story_has("\"running\":true"));
-	}
-	unsetenv("MOCK_SEED_SLOW");
-}
-
-static void test_agent_second_signal_forces(void **state)
-{
-	plan.ignores_powerdown = true;
-	start_to_running();
-	assert_int_equal(kill(ha.pid, SIGINT), 0);
-	usleep(300 * 1000);	/* it waits for a guest that does not care */
-	assert_int_equal(waitpid(ha.pid, NULL, WNOHANG), 0);
-	assert_int_equal(kill(ha.pid, SIGINT), 0);
-	assert_int_equal(wait_exit(), 0);
-	assert_clean();
-}
-
-static void test_agent_vm_dies(void **state)
-{
-	start_to_running();
-	command("k");
-	assert_int_equal(wait_exit(), 1);
-	assert_true(story_has("\"errors\":[\"QEMU died of signal 11"));
-	assert_clean();
-}
-
-static void test_agent_vm_dies_while_starting(void **state)
-{
-	start_agent();
-	wait_text(0, "\"name\":\"ssh\",\"state\":\"started\"");
-	command("k");
-	assert_int_equal(wait_exit(), 1);
-	assert_true(story_has("QEMU died of signal 11"));
-	assert_clean();
-}
-
-static void test_agent_guest_powers_off(void **state)
-{
-	start_to_running();
-	command("P");
-	assert_int_equal(wait_exit(), 0);
-	assert_true(story_has("\"notice\":\"the guest powered off\""));
-	assert_clean();
-}
-
-/* The listener stays through it, and what comes after is forwarded. */
-static void test_agent_link_lost_and_back(void **state)
-{
-	size_t at = start_to_running();
-	scoped_free char *ports = NULL;
-
-	command("l");
-	command("p");	/* reaches the snapshot of the next connection */
-	wait_text(at, "\"type\":\"forwarding\"");
-	assert_null(strstr(buf_str(&ha.story) + at, "stopping"));
-	ports = ask("/v1/ports");
-	assert_non_null(strstr(ports, "forwarding"));
-	stop_in_order();
-}
-
-static void test_agent_guest_reboots(void **state)
-{
-	size_t at = start_to_running();
-	uint64_t until = clock_mono_ms() + WAIT_MS;
-
-	command("R");
-	at = wait_text(at, "the guest reboots");
-	at = wait_text(at, "\"type\":\"forwarding\"");	/* after its snapshot */
-	for (;;) {
-		scoped_free char *info = ask("/v1/info");
-
-		if (strstr(info, "\"bootId\":\"boot-2\""))
-			break;
-		assert_true(clock_mono_ms() < until);
-		usleep(20 * 1000);
-	}
-	stop_in_order();
-}
-
-static void test_agent_failed_script_is_told(void **state)
-{
-	start_agent();
-	wait_text(0, "\"name\":\"guest up\",\"state\":\"done\"");
-	command("f");
-	wait_text(0, "\"running\":true");
-	assert_true(story_has("provisioning: system/00000000 failed"));
-	assert_true(story_has("1 script failed"));
-	stop_in_order();
-}
-
-static void test_agent_no_login_is_degraded(void **state)
-{
-	fake_ssh("refuse", true);
-	waits.ssh_ms = 1000;
-	start_agent();
-	wait_text(0, "\"name\":\"guest up\",\"state\":\"done\"");
-	command("sb");
-	wait_text(0, "\"degraded\":true");
-	assert_true(story_has("Permission denied (publickey)"));
-	assert_true(story_has("\"running\":true"));	/* the VM is left up */
-	stop_in_order();
-}
-
-static void test_agent_guest_never_up_is_degraded(void **state)
-{
-	plan.silent = plan.no_sshd = true;
-	waits.guest_up_ms = 500;
-	scoped_free char *log = xasprintf("%s/serial.log", dir);
-	write_file(log, "Booting\r\nKernel panic - not syncing: \x1b[31mVFS\r\n");
-	start_agent();
-	wait_text(0, "\"degraded\":true");
-	assert_true(story_has("Kernel panic - not syncing"));
-	assert_false(story_has("\"name\":\"ssh\""));
-	stop_in_order();
-}
-
-static void test_agent_probe_fails_is_degraded(void **state)
-{
-	yaml = "images:\n- location: /nowhere.img\n"
-	       "probes:\n- description: docker\n  script: |\n    #!/bin/sh\n    exit 7\n"
-	       "  hint: see the docs\n"
-	       "- script: |\n    #!/bin/sh\n    exit 0\n";
-	waits.probe_ms = 700;
-	start_agent();
-	wait_text(0, "\"name\":\"guest up\",\"state\":\"done\"");
-	command("sb");
-	wait_text(0, "\"degraded\":true");
-	assert_true(story_has("1/2 docker"));
-	assert_true(story_has("exit 7 (hint: see the docs)"));
-	stop_in_order();
-}
-
-static void test_agent_plain(void **state)
-{
-	yaml = "plain: true\nimages:\n- location: /nowhere.img\n";
-	plan.silent = true;
-	start_agent();
-	wait_text(0, "\"running\":true");
-	assert_true(story_has("\"name\":\"ssh\",\"state\":\"done\""));
-	assert_false(story_has("provision") || story_has("forwards") || story_has("degraded"));
-	stop_in_order();
-}
-
-static void test_agent_second_one_is_refused(void **state)
-{
-	int events_fd, command_fd, status;
-	pid_t first;
-
-	start_to_running();
-	first = ha.pid;
-	events_fd = ha.events_fd;
-	command_fd = ha.command_fd;
-	start_agent();
-	assert_int_equal(wait_exit(), 2);
-	assert_int_equal(ha.story.len, 0);	/* the log is the first one's */
-	assert_int_equal(pid_file_read(pid_file, NULL), first);
-	assert_true(path_exists(sock_path));
-	kill(first, SIGTERM);
-	assert_int_equal(waitpid(first, &status, 0), first);
-	close(events_fd);
-	close(command_fd);
-}
-
-static void test_agent_killed_and_adopted(void **state)
-{
-	scoped_free char *qemu_pid = xasprintf("%s/qemu.pid", dir);
-	scoped_free char *pid_text = xasprintf("%d\n", (int)getpid());
-	uint16_t port;
-
-	start_to_running();
-	port = ssh_config_port(dir);
-	kill(ha.pid, SIGKILL);
-	assert_int_equal(wait_exit(), 128 + SIGKILL);
-	write_file(qemu_pid, pid_text);	/* QEMU outlived it */
-	plan.runs_already = true;
-	start_agent();
-	wait_text(0, "\"running\":true");
-	assert_true(story_has("ran already"));
-	assert_false(story_has("\"name\":\"seed\""));
-	assert_int_equal(ssh_config_port(dir), port);
-	assert_true(story_has("\"type\":\"forwarding\""));
-	stop_in_order();
-	/* a pid file that names no VM of ours */
-	plan.runs_already = false;
-	start_to_running();
-	assert_true(story_has("\"name\":\"seed\",\"state\":\"done\""));
-	stop_in_order();
-}
-
-static void test_agent_broken_yaml(void **state)
-{
-	yaml = "images: 3\n";
-	start_agent();
-	assert_int_equal(wait_exit(), 1);
-	assert_true(story_has("\"exiting\":true"));
-	assert_true(story_has("lima.yaml"));
-	assert_clean();
-}
-
-/* --- around each --------------------------------------------------------- */
-
-static uint16_t free_port(void)
-{
-	struct error err = ERROR_NONE;
-	uint16_t port = 0;
-	int fd = -1;
-
-	do {
-		if (fd >= 0)
-			close(fd);
-		assert_int_equal(ssh_hold_port(0, false, &port, &fd, &err), 0);
-	} while (port > 65000);
-	close(fd);
-	return port;
-}
-
-static int setup(void **state)
+static int tear_down(void **state)
 {
 	struct error err = ERROR_NONE;
 
-	yaml = "images:\n- location: /nowhere.img\n";
-	plan = (struct mock_vm_plan){ .guest_port = free_port() };
-	waits = (struct agent_waits){ .guest_up_ms = WAIT_MS, .ssh_ms = WAIT_MS,
-				      .ports_ms = WAIT_MS, .no_agent_ms = WAIT_MS };
-	if (path_remove_tree(dir, &err) < 0 || path_remove_tree(ssh_dir, &err) < 0 ||
-	    path_mkdir_all(dir, 0700, &err) < 0 || path_mkdir_all(ssh_dir, 0700, &err) < 0)
-		return -1;
-	return 0;
+	return path_remove_tree(dir, &err);
 }
 
-static int teardown(void **state)
+static int agent_wait(void **state)
 {
-	if (ha.pid > 0) {
-		kill(ha.pid, SIGKILL);
-		waitpid(ha.pid, NULL, 0);
-		ha.pid = 0;
-	}
-	return 0;
+	int status;
+
+	return waitpid(agent_pid, &status, 0) == agent_pid && WIFEXITED(status) &&
+			       WEXITSTATUS(status) == 0
+		       ? 0
+		       : -1;
 }
 
-static int make_home(void **state)
-{
-	if (!mkdtemp(home))
-		return -1;
-	snprintf(dir, sizeof(dir), "%s/vm", home);
-	snprintf(ssh_dir, sizeof(ssh_dir), "%s/ssh", home);
-	snprintf(pid_file, sizeof(pid_file), "%s/ha.pid", dir);
-	snprintf(sock_path, sizeof(sock_path), "%s/ha.sock", dir);
-	setenv("SSH", MOCK_SSH, 1);
-	setenv("FAKE_SSH_DIR", ssh_dir, 1);
-	setenv("HOME", home, 1);
-	return 0;
-}
+#define WITH_AGENT(test) cmocka_unit_test_setup_teardown(test, agent_start, agent_stop)
 
-static int remove_home(void **state)
-{
-	buf_done(&ha.pending);
-	buf_done(&ha.story);
-	return path_remove_tree(home, &(struct error){ 0 });
-}
-
-#define AGENT_TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
-
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		AGENT_TEST(test_agent_start_run_stop),
-		AGENT_TEST(test_agent_start_fails),
-		AGENT_TEST(test_agent_seed_fails),
-		AGENT_TEST(test_agent_sigterm_at_each_step),
-		AGENT_TEST(test_agent_second_signal_forces),
-		AGENT_TEST(test_agent_vm_dies),
-		AGENT_TEST(test_agent_vm_dies_while_starting),
-		AGENT_TEST(test_agent_guest_powers_off),
-		AGENT_TEST(test_agent_link_lost_and_back),
-		AGENT_TEST(test_agent_guest_reboots),
-		AGENT_TEST(test_agent_failed_script_is_told),
-		AGENT_TEST(test_agent_no_login_is_degraded),
-		AGENT_TEST(test_agent_guest_never_up_is_degraded),
-		AGENT_TEST(test_agent_probe_fails_is_degraded),
-		AGENT_TEST(test_agent_plain),
-		AGENT_TEST(test_agent_second_one_is_refused),
-		AGENT_TEST(test_agent_killed_and_adopted),
-		AGENT_TEST(test_agent_broken_yaml),
+		WITH_AGENT(test_agent_ports_reach_the_host),
+		WITH_AGENT(test_agent_host_comes_back),
+		WITH_AGENT(test_agent_boot_progress),
+		WITH_AGENT(test_agent_tunnel_half_close),
+		WITH_AGENT(test_agent_tunnel_refused_and_reset),
+		WITH_AGENT(test_agent_udp_tunnel),
+		cmocka_unit_test_setup_teardown(test_agent_stops_with_work_under_way, agent_start,
+						agent_wait),
+		WITH_AGENT(test_agent_serial_port_comes_late),
 	};
 
-	return cmocka_run_group_tests(tests, make_home, remove_home);
+	log_setup(getenv("LIMA_TEST_DEBUG") ? LOG_DEBUG : LOG_ERROR, LOG_FORMAT_TEXT);
+	if (argc == 3 && streq(argv[1], "agent"))
+		return agent_main(argv[2]);
+	return cmocka_run_group_tests_name("guest_agent", tests, set_up, tear_down);
 }
