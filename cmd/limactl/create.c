@@ -63,15 +63,14 @@ static void show_title(struct ui *ui, const char *name, const char *from, const 
 		 ui_size(c->memory_bytes, memory), ui_size(c->disk_bytes, disk));
 }
 
-/* The directory, and the lock on it, taken before others can know of it. */
+/* The directory, and the lock on it. */
 static int make_directory(const char *home, const char *name, const char *verb, const struct buf *yaml,
 			  int *ret_lock, struct instance **ret, struct error *err)
 {
 	scoped_free char *dir = layout_instance_dir(home, name);
-	scoped_fd int creation = -1;
 	int rc;
 
-	if (layout_check_socket_paths(dir, err) < 0 || lock_creation(home, verb, &creation, err) < 0)
+	if (layout_check_socket_paths(dir, err) < 0)
 		return err->code;
 	rc = instance_create(home, name, (const char *)yaml->data, yaml->len, err);
 	if (rc == -EEXIST)
