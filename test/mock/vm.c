@@ -172,19 +172,42 @@ static void agent_dies(struct vm *vm)
 	vm->server = NULL;
 }
 
-static int serve(struct vm *vm, int fd, struct error *err)
+static int new_server(struct vm *vm, struct error *err)
 {
 	struct guest_server_callbacks cb = { .get_info = get_info, .get_snapshot = get_snapshot,
 					     .sync_time = sync_time, .inotify = inotify,
 					     .tunnel = tunnel, .arg = vm };
-	scoped_free char *path = layout_instance_file(vm->spec->dir, FILE_GA_SECRET);
-	scoped_buf struct buf secret = { 0 };
 
-	if (path_read_file(path, 64, &secret, err) < 0 ||
-	    guest_server_new(vm->loop, vm->rpc, &cb, &vm->server, err) < 0)
+	if (guest_server_new(vm->loop, vm->rpc, &cb, &vm->server, err) < 0)
 		return err->code;
 	vm->refs++;
 	vm->servers++;
+	return 0;
+}
+
+/* Lima's agent: plain HTTP/2, and nothing of what we added. */
+static void serve_unix(struct vm *vm)
+{
+	scoped_free char *path = xasprintf("%s/guest.sock", getenv("FAKE_SSH_DIR"));
+	struct error err = ERROR_NONE;
+	int rc = new_server(vm, &err);
+
+	assert(rc == 0);
+	vm->info.n_features = 0;
+	vm->info.agent_version = vm->info.kernel = vm->info.boot_id = (char *)"";
+	vm->info.boot = vm->snapshot.boot = NULL;
+	vm->snapshot.snapshot = false;
+	rc = guest_server_listen_unix(vm->server, path, getuid(), &err);
+	assert(rc == 0);
+}
+
+static int serve(struct vm *vm, int fd, struct error *err)
+{
+	scoped_free char *path = layout_instance_file(vm->spec->dir, FILE_GA_SECRET);
+	scoped_buf struct buf secret = { 0 };
+
+	if (path_read_file(path, 64, &secret, err) < 0 || new_server(vm, err) < 0)
+		return err->code;
 	return guest_server_serve_fd(vm->server, fd, secret.data, err);
 }
 
@@ -270,7 +293,7 @@ static void guest_resets(struct vm *vm)
 static void obey(struct vm *vm, char command)
 {
 	switch (command) {
-	case 'a': vm->silent = false; break;
+	case 'u': serve_unix(vm); break;
 	case 's': vm->boot.ssh_ready = true; publish_boot(vm); break;
 	case 'f':
 		vm->failed[0] = (char *)"system/00000000";

@@ -5,7 +5,7 @@
  * the virtio-serial port, and a listener on the ssh port that says "SSH-". The
  * test writes one-letter commands:
  *
- *	a	the guest agent starts (it does by itself unless silent)
+ *	u	Lima's agent listens on its unix socket, behind the fake ssh
  *	s	ssh is ready		b	boot is done
  *	f	boot is done, one script failed
  *	l	the guest agent dies and starts again

@@ -434,6 +434,34 @@ static void test_agent_probe_fails_is_degraded(void **state)
 	stop_in_order();
 }
 
+static void write_marker(const char *name)
+{
+	scoped_free char *path = xasprintf("%s/%s", ssh_dir, name);
+
+	write_file(path, "iid-mock\n");
+}
+
+/* No word on the serial port: markers over ssh, the agent's socket through it. */
+static void test_agent_lima_agent_over_ssh(void **state)
+{
+	plan.silent = true;
+	waits.no_agent_ms = 100;
+	start_agent();
+	wait_text(0, "sshd answers, no word from the guest agent yet");
+	wait_text(0, "\"name\":\"ssh\",\"state\":\"started\"");
+	command("u");
+	assert_false(story_has("\"name\":\"ssh\",\"state\":\"done\""));
+	write_marker("lima-ssh-ready");
+	wait_text(0, "\"name\":\"ssh\",\"state\":\"done\"");
+	write_marker("lima-boot-done");
+	wait_text(0, "\"running\":true");
+	assert_false(story_has("degraded"));
+	wait_text(0, "\"type\":\"forwarding\"");
+	scoped_free char *info = ask("/v1/info");
+	assert_non_null(strstr(info, "\"link\":\"ssh\""));
+	stop_in_order();
+}
+
 static void test_agent_plain(void **state)
 {
 	yaml = "plain: true\nimages:\n- location: /nowhere.img\n";
@@ -582,6 +610,7 @@ int main(void)
 		AGENT_TEST(test_agent_no_login_is_degraded),
 		AGENT_TEST(test_agent_guest_never_up_is_degraded),
 		AGENT_TEST(test_agent_probe_fails_is_degraded),
+		AGENT_TEST(test_agent_lima_agent_over_ssh),
 		AGENT_TEST(test_agent_plain),
 		AGENT_TEST(test_agent_second_one_is_refused),
 		AGENT_TEST(test_agent_killed_and_adopted),
