@@ -112,9 +112,10 @@ int create_instance(const struct args *a, const char *verb, struct ui *ui, char 
 
 	if (layout_lima_home(&home, err) < 0 ||
 	    template_arg_read(template_of(a), home, ui_progress(ui), &t, err) < 0 ||
-	    choose_name(a, &t, &name, err) < 0 || edit_flags_apply(a, &t.yaml, err) < 0 ||
-	    template_arg_check(&t, home, name, &config, err) < 0)
+	    choose_name(a, &t, &name, err) < 0 || edit_flags_apply(a, &t.yaml, err) < 0)
 		return err->code;
+	if (template_arg_check(&t, home, name, &config, err) < 0)
+		return error_append(err, ", nothing was created");
 	show_title(ui, name, t.shown, config);
 	create_warn(config);
 	if (fill(home, name, verb, &t.yaml, ui, ret_lock, ret, err) < 0)

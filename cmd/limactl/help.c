@@ -15,7 +15,10 @@ static const struct {
 
 static void print_row(FILE *out, const char *left, const char *right)
 {
-	int pad = 26 - (int)strlen(left);
+	int pad = 26;
+
+	for (const char *p = left; *p; p++)
+		pad -= ((unsigned char)*p & 0xc0) != 0x80;
 
 	fprintf(out, "  %s%*s%s\n", left, pad > 2 ? pad : 2, "", right);
 }

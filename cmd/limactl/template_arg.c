@@ -87,7 +87,7 @@ int template_arg_check(const struct template_arg *t, const char *lima_home, cons
 
 	log_problems(&problems);
 	if (rc < 0 && problems.errors.len)
-		error_set(err, rc, "%zu error%s in %s, nothing was created", problems.errors.len,
+		error_set(err, rc, "%zu error%s in %s", problems.errors.len,
 			  problems.errors.len == 1 ? "" : "s", t->shown);
 	config_problems_done(&problems);
 	return rc;

@@ -89,3 +89,11 @@ int error_wrap(struct error *err, const char *fmt, ...)
 	join(err, msg, tail);
 	return err->code < 0 ? err->code : -1;
 }
+
+int error_append(struct error *err, const char *text)
+{
+	scoped_free char *head = xstrdup(err->msg);
+
+	join(err, head, text);
+	return err->code < 0 ? err->code : -1;
+}

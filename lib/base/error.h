@@ -34,5 +34,8 @@ int error_sys(struct error *err, int code, const char *fmt, ...)
 /* Puts context in front of what is there: "context: what was there". */
 int error_wrap(struct error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* Puts a remedy or a consequence behind what is there. */
+int error_append(struct error *err, const char *text);
+
 /* Text of a negative code, lower case, never NULL, static. */
 const char *error_text(int code);

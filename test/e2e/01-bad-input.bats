@@ -29,8 +29,8 @@ nothing_was_made() {
 		memory: [1]
 	EOF
 	run create
-	fails_with 1 "t.yaml:2:7: cpus"
-	fails_with 1 "t.yaml:3:9: memory"
+	fails_with 1 "t.yaml:2:1: cpus"
+	fails_with 1 "t.yaml:3:1: memory"
 	nothing_was_made
 }
 
@@ -53,7 +53,7 @@ nothing_was_made() {
 			  hostPort: $port
 		EOF
 		run create
-		fails_with 1 "t.yaml:4:13: portForwards[0].hostPort"
+		fails_with 1 "t.yaml:4:3: portForwards[0].hostPort"
 	done
 	nothing_was_made
 }

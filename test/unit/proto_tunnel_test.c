@@ -206,6 +206,8 @@ static void test_tunnel_stalled_guest_bounds_the_sender(void **state)
 	app_start(&a, w, IPPROTO_TCP, FAR_ECHO);
 	WORLD_WAIT(w, a.closed);
 	assert_true(stalled.blocked);
+	print_message("held for a stalled guest: %llu KiB\n",
+		      (unsigned long long)stalled.sent >> 10);
 	assert_true(stalled.sent < 1 * MIB);
 	guest_tunnel_reset(stalled.tunnel);
 	WORLD_WAIT(w, w->far_open == 0);
