@@ -255,6 +255,8 @@ static int replace_inline(struct editor *e, const struct node *n, const struct n
 		buf_consume(&out, block_indent(n->parent) + 2);	/* "k:" */
 		out.data[--out.len] = 0;	/* the line's own break stays */
 		start = after_colon(n);
+		while (end < n->file->len && n->file->text[end] != '\n')
+			end++;	/* blanks, which would become part of a | block */
 	}
 	return splice(e, start, end, buf_str(&out), err);
 }

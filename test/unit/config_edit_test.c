@@ -56,6 +56,7 @@ static void test_edit_set_keeps_the_rest(void **state)
 		{ "a: 1\n", "message", "\"yes\"", "a: 1\nmessage: \"yes\"\n" },
 		{ "a: 1\n", "message", "'two words'", "a: 1\nmessage: two words\n" },
 		{ "a: 1\n", "message", "\"l1\\nl2\\n\"", "a: 1\nmessage: |\n  l1\n  l2\n" },
+		{ "m: [a] \nb: 1\n", "m", "\"x\\ny\"", "m: |-\n  x\n  y\nb: 1\n" },
 		/* characters of several bytes before the place */
 		{ "a: äöü — x\nb: {c: é, d: 1}\n", "b.d", "2", "a: äöü — x\nb: {c: é, d: 2}\n" },
 		{ "\"odd key\": 1\n", "\"odd key\"", "2", "\"odd key\": 2\n" },
