@@ -26,7 +26,7 @@ check)
 	echo "Control socket connect($control): No such file or directory" >&2
 	exit 255 ;;
 exit)
-	rm -f "$control" "$FAKE_SSH_DIR/foreign"
+	rm -f "$control"
 	exit 0 ;;
 forward)
 	[ -e "$control" ] || exit 255
@@ -42,7 +42,7 @@ if [ -n "$master" ]; then
 	trap 'rm -f "$control"; exit 0' TERM
 	: >"$control"
 	echo up
-	while [ ! -e "$FAKE_SSH_DIR/drop" ]; do
+	while [ -e "$control" ] && [ ! -e "$FAKE_SSH_DIR/drop" ]; do
 		sleep 0.05
 	done
 	rm -f "$control" "$FAKE_SSH_DIR/drop"
