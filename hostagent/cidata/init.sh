@@ -65,11 +65,6 @@ set_user() {
 	fi || failed "cannot make the user $LIMA_CIDATA_USER"
 	group=$(id -g "$LIMA_CIDATA_USER")
 	install -d -m 0755 -o "$LIMA_CIDATA_UID" -g "$group" "$LIMA_CIDATA_HOME"
-	install -d -m 0700 -o "$LIMA_CIDATA_UID" -g "$group" "$LIMA_CIDATA_HOME/.ssh"
-	# What the user added by hand stays.
-	put_between "$LIMA_CIDATA_HOME/.ssh/authorized_keys" <$seed/authorized_keys
-	chmod 0600 "$LIMA_CIDATA_HOME/.ssh/authorized_keys"
-	chown "$LIMA_CIDATA_UID:$group" "$LIMA_CIDATA_HOME/.ssh/authorized_keys"
 }
 
 # Logins of this image make no logind session (lib/store/build/assemble.sh), so

@@ -34,6 +34,7 @@ static const char *const file_names[] = {
 	[FILE_QEMU_LOG] = "qemu.log",
 	[FILE_SSH_SOCK] = "ssh.sock",
 	[FILE_SSH_CONFIG] = "ssh.config",
+	[FILE_SSH_HOST_KEY] = "ssh_host_ed25519_key",
 	[FILE_SSH_KNOWN_HOSTS] = "ssh_known_hosts",
 	[FILE_GA_SOCK] = "ga.sock",
 	[FILE_GA_FWD_SOCK] = "ga-ssh.sock",

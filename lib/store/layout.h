@@ -34,6 +34,7 @@ enum instance_file {
 	FILE_QEMU_LOG,		/* qemu.log: what QEMU wrote to stderr */
 	FILE_SSH_SOCK,		/* ssh.sock: ControlMaster */
 	FILE_SSH_CONFIG,	/* ssh.config */
+	FILE_SSH_HOST_KEY,	/* ssh_host_ed25519_key: the guest's own, 0600; + ".pub" */
 	FILE_SSH_KNOWN_HOSTS,	/* ssh_known_hosts: the guest's pinned host key */
 	FILE_GA_SOCK,		/* ga.sock: virtio-serial port of the guest agent */
 	FILE_GA_FWD_SOCK,	/* ga-ssh.sock: agent socket forwarded by ssh */
