@@ -73,10 +73,11 @@ void buf_addf(struct buf *b, const char *fmt, ...)
 void buf_consume(struct buf *b, size_t len)
 {
 	assert(len <= b->len);
+	if (!len)
+		return; /* data may be NULL */
 	memmove(b->data, b->data + len, b->len - len);
 	b->len -= len;
-	if (b->data)
-		b->data[b->len] = 0;
+	b->data[b->len] = 0;
 }
 
 char *buf_steal_str(struct buf *b)

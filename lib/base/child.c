@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -103,7 +104,8 @@ struct run {
 	struct stream s_out, s_err;
 };
 
-static void exec_child(const struct child_spec *spec, const char *program, int in, int out, int err)
+static void exec_child(const struct child_spec *spec, const char *program, pid_t parent, int in,
+		       int out, int err)
 {
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
 	sigset_t none;
@@ -114,6 +116,10 @@ static void exec_child(const struct child_spec *spec, const char *program, int i
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	if (spec->own_group)
 		setpgid(0, 0);
+	/* killed with no chance to end its children, limactl leaves none behind */
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
+	if (getppid() != parent)
+		_exit(126);
 	if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
 		_exit(126);
 	close_range(3, ~0u, 0);
@@ -143,14 +149,18 @@ static int run_spawn(struct run *r, const char *program, struct error *err)
 		rc = open_pipe(errp, err);
 	if (rc == 0 && r->spec->input)
 		rc = open_pipe(in, err);
-	else if (rc == 0)
-		in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	else if (rc == 0 && (in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+		rc = error_sys(err, -errno, "open /dev/null");
 	if (rc == 0) {
+		pid_t parent = getpid();
+
 		r->pid = fork();
 		if (r->pid == 0)
-			exec_child(r->spec, program, in[0], out[1], errp[1]);
+			exec_child(r->spec, program, parent, in[0], out[1], errp[1]);
 		if (r->pid < 0)
 			rc = error_sys(err, -errno, "fork for %s", r->spec->argv[0]);
+		else if (r->spec->own_group)
+			setpgid(r->pid, r->pid); /* the child too: whoever is first */
 	}
 	scoped_close_fd(&in[0]);
 	scoped_close_fd(&out[1]);
@@ -196,13 +206,19 @@ static void run_kill(const struct run *r, int sig)
 	kill(r->spec->own_group ? -r->pid : r->pid, sig);
 }
 
-/* True when the child has ended and was reaped. */
-static bool run_reap(struct run *r, struct child_result *res)
+/* True when the child has ended and was reaped. With @kill_group what it leaves
+ * of its group goes too, while the zombie still keeps the group's id from reuse. */
+static bool run_reap(struct run *r, bool kill_group, struct child_result *res)
 {
+	siginfo_t ended = { 0 };
 	int status;
-	pid_t got = waitpid(r->pid, &status, WNOHANG);
 
-	if (got != r->pid)
+	if (waitid(P_PID, (id_t)r->pid, &ended, WEXITED | WNOHANG | WNOWAIT) < 0 ||
+	    ended.si_pid != r->pid)
+		return false;
+	if (kill_group && r->spec->own_group)
+		run_kill(r, SIGKILL);
+	if (waitpid(r->pid, &status, 0) != r->pid)
 		return false;
 	result_set_status(res, WIFEXITED(status) ? WEXITSTATUS(status) : 0,
 			  WIFSIGNALED(status) ? WTERMSIG(status) : 0);
@@ -235,22 +251,22 @@ static int run_loop(struct run *r, struct child_result *res, struct error *err)
 	bool ended = false, interrupted = false;
 
 	while (!ended || r->out >= 0 || r->err >= 0) {
-		if (!interrupted && interrupt_pending()) {
+		if (!ended && !interrupted && interrupt_pending()) {
 			interrupted = true;
 			run_kill(r, SIGTERM);
 			kill_at = clock_mono_ms() + TERM_WAIT_MS;
 		}
-		if (kill_at && clock_mono_ms() > kill_at) {
+		if (!ended && kill_at && clock_mono_ms() > kill_at) {
 			run_kill(r, SIGKILL);
 			kill_at = 0;
 		}
-		if (!ended && run_reap(r, res)) {
+		if (!ended && run_reap(r, interrupted, res)) {
 			ended = true;
 			drain_until = clock_mono_ms() + 500;
 		}
 		if (ended && clock_mono_ms() > drain_until)
 			break;
-		if (r->out < 0 && r->err < 0 && !ended) {
+		if (r->out < 0 && r->err < 0 && r->in < 0 && !ended) {
 			poll(NULL, 0, 2);
 			continue;
 		}

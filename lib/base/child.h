@@ -1,9 +1,10 @@
 /* child.h - other programs, run to the end or watched on the loop
  *
  * child_run() blocks and is for the short-lived commands: it ends early when
- * interrupt_pending() turns true, and then ends the whole process group of the
- * child (SIGTERM, SIGKILL after 5 s). child_start() is for the loop: nothing
- * blocks, output arrives by callback, the exit exactly once.
+ * interrupt_pending() turns true, and then ends the child (SIGTERM, SIGKILL after
+ * 5 s), with own_group its whole process group. A caller that is killed takes the
+ * child with it. child_start() is for the loop: nothing blocks, output arrives by
+ * callback, the exit exactly once.
  *
  * Both take argv[0] by path_find_program(), so /usr/sbin is searched too.
  * Children get default signal dispositions and no descriptors but the three.

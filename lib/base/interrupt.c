@@ -9,7 +9,7 @@ static volatile sig_atomic_t pending;
 
 static void on_signal(int sig)
 {
-	if (pending == SIGINT && sig == SIGINT)
+	if (pending && sig == SIGINT)
 		_exit(128 + SIGINT);
 	pending = sig;
 }
@@ -22,6 +22,7 @@ void interrupt_install(void)
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
 	sigaction(SIGHUP, &sa, NULL);
+	signal(SIGPIPE, SIG_IGN);
 }
 
 bool interrupt_pending(void)

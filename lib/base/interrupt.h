@@ -2,9 +2,10 @@
  *
  * interrupt_install() catches SIGINT, SIGTERM and SIGHUP: the first one only
  * sets a flag and makes blocking calls end with EINTR, so that the command can
- * undo what it began and leave a state the next command understands. A second
- * SIGINT ends the process at once. The host agent does not use this; it has
- * uv_signal_t.
+ * undo what it began and leave a state the next command understands. A SIGINT
+ * after that ends the process at once. SIGPIPE is ignored: whoever read our
+ * messages may go (`limactl start 2>&1 | head -1`), the work is done or undone
+ * all the same. The host agent does not use this; it has uv_signal_t.
  */
 #pragma once
 

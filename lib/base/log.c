@@ -1,5 +1,6 @@
 #include "lib/base/log.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -151,6 +152,8 @@ void log_write(enum log_level level, const char *fmt, ...)
 	for (size_t off = 0; off < b.len;) {
 		ssize_t n = write(STDERR_FILENO, b.data + off, b.len - off);
 
+		if (n < 0 && errno == EINTR)
+			continue; /* Ctrl-C: the line is told in full all the same */
 		if (n <= 0)
 			break;
 		off += (size_t)n;

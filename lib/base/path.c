@@ -127,8 +127,13 @@ int path_mkdir_all(const char *path, mode_t mode, struct error *err)
 		if (*p != '/')
 			continue;
 		*p = 0;
-		if (mkdir(copy, 0755) < 0 && errno != EEXIST && !is_dir(copy))
-			return error_sys(err, -errno, "mkdir %s", copy);
+		if (mkdir(copy, 0755) < 0) {
+			int code = -errno;
+
+			/* a read-only file system says so before it looks whether it exists */
+			if (code != -EEXIST && !is_dir(copy))
+				return error_sys(err, code, "mkdir %s", copy);
+		}
 		*p = '/';
 	}
 	if (mkdir(path, mode) < 0) {
@@ -156,6 +161,12 @@ static int remove_at(int dirfd, const char *name, const char *shown, struct erro
 	if (fd < 0)
 		return error_sys(err, -errno, "open %s", shown);
 	dir = fdopendir(fd);
+	if (!dir) {
+		int code = -errno;
+
+		close(fd);
+		return error_sys(err, code, "read %s", shown);
+	}
 	while ((de = readdir(dir))) {
 		if (streq(de->d_name, ".") || streq(de->d_name, ".."))
 			continue;

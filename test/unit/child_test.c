@@ -1,16 +1,21 @@
 #include <errno.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "lib/base/child.h"
+#include "lib/base/clock.h"
+#include "lib/base/interrupt.h"
 #include "lib/base/mem.h"
 #include "lib/base/strv.h"
 
@@ -78,6 +83,80 @@ static void test_child_run_signal_is_128_plus(void **state)
 	assert_int_equal(child_run(&spec, &r, &err), 0);
 	assert_int_equal(r.exit_code, 137);
 	assert_int_equal(r.term_signal, SIGKILL);
+}
+
+static bool has_ended(pid_t pid)
+{
+	char path[64], state = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	scoped_file FILE *f = fopen(path, "re");
+	return !f || fscanf(f, "%*d (%*[^)]) %c", &state) != 1 || state == 'Z';
+}
+
+static void wait_until_ended(pid_t pid)
+{
+	uint64_t end = clock_mono_ms() + 10000;
+
+	while (!has_ended(pid)) {
+		assert_true(clock_mono_ms() < end);
+		poll(NULL, 0, 5);
+	}
+}
+
+/* Runs @script by child_run() in a process of its own, which after the first
+ * line of output sends itself @sig. That line is a pid, which is returned, and
+ * the process's exit code in @ret_code: 77 when child_run() was cancelled. */
+static int line_pipe[2];
+static int signal_to_self;
+
+static void pass_on_and_signal(void *arg, const char *line)
+{
+	dprintf(line_pipe[1], "%s\n", line);
+	kill(getpid(), signal_to_self);
+}
+
+static pid_t run_and_signal(const char *const *argv, int sig, int *ret_status)
+{
+	char text[32] = "";
+	pid_t runner;
+
+	assert_int_equal(pipe(line_pipe), 0);
+	signal_to_self = sig;
+	runner = fork();
+	if (runner == 0) {
+		struct child_spec spec = { .argv = argv, .own_group = true,
+					   .on_stdout_line = pass_on_and_signal };
+		struct child_result r = { 0 };
+		struct error err = { 0 };
+
+		interrupt_install();
+		_exit(child_run(&spec, &r, &err) == -ECANCELED ? 77 : 1);
+	}
+	close(line_pipe[1]);
+	assert_true(read(line_pipe[0], text, sizeof(text) - 1) > 0);
+	close(line_pipe[0]);
+	assert_int_equal(waitpid(runner, ret_status, 0), runner);
+	return (pid_t)strtol(text, NULL, 10);
+}
+
+static void test_child_run_interrupted_ends_the_whole_group(void **state)
+{
+	int status;
+	pid_t deaf = run_and_signal(SH("(trap '' TERM; exec sleep 1000) & echo $!; wait"), SIGINT, &status);
+
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 77);
+	wait_until_ended(deaf);
+}
+
+static void test_child_run_does_not_outlive_a_killed_caller(void **state)
+{
+	int status;
+	pid_t orphan = run_and_signal(SH("echo $$; exec sleep 1000"), SIGKILL, &status);
+
+	assert_true(WIFSIGNALED(status));
+	wait_until_ended(orphan);
 }
 
 struct seen {
@@ -154,6 +233,8 @@ int main(void)
 		cmocka_unit_test(test_child_run_bounds_output),
 		cmocka_unit_test(test_child_run_ok_says_why),
 		cmocka_unit_test(test_child_run_signal_is_128_plus),
+		cmocka_unit_test(test_child_run_interrupted_ends_the_whole_group),
+		cmocka_unit_test(test_child_run_does_not_outlive_a_killed_caller),
 		cmocka_unit_test(test_child_start_tells_exit_once),
 		cmocka_unit_test(test_child_close_kills_and_reaps),
 		cmocka_unit_test(test_child_start_failure_frees),

@@ -94,6 +94,15 @@ static void test_path_mkdir_says_what_is_in_the_way(void **state)
 	assert_true(path_mkdir_all(d, 0700, &err) < 0);
 }
 
+/* The reason is mkdir's own, not that of the look that follows it. */
+static void test_path_mkdir_keeps_the_reason(void **state)
+{
+	struct error err = { 0 };
+
+	assert_true(path_mkdir_all("/sys/no-such/dir", 0700, &err) < 0);
+	assert_int_not_equal(err.code, -ENOENT);
+}
+
 static void test_log_escape_shows_terminal_controls(void **state)
 {
 	scoped_free char *a = log_escape("a\033[2Jb\x9b" "c\xc2\x9b" "dé", 100);
@@ -122,6 +131,7 @@ int main(void)
 		cmocka_unit_test(test_path_read_refuses_too_much),
 		cmocka_unit_test(test_path_remove_does_not_follow_symlinks),
 		cmocka_unit_test(test_path_mkdir_says_what_is_in_the_way),
+		cmocka_unit_test(test_path_mkdir_keeps_the_reason),
 		cmocka_unit_test(test_log_escape_shows_terminal_controls),
 		cmocka_unit_test(test_clock_reads_what_go_writes),
 	};
