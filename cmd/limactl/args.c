@@ -17,25 +17,6 @@ void args_done(struct args *a)
 	*a = (struct args){ 0 };
 }
 
-static const struct flag *find_in(const struct flag *table, const char *name, size_t len, char letter)
-{
-	for (; table && table->name; table++) {
-		if (letter ? table->letter == letter
-			   : strlen(table->name) == len && strncmp(table->name, name, len) == 0)
-			return table;
-	}
-	return NULL;
-}
-
-static const struct flag *find_flag(const struct verb *v, const char *name, size_t len, char letter)
-{
-	const struct flag *f = NULL;
-
-	for (size_t i = 0; v->flags && v->flags[i] && !f; i++)
-		f = find_in(v->flags[i], name, len, letter);
-	return f ? f : find_in(global_flags, name, len, letter);
-}
-
 bool args_parse_duration(const char *s, uint64_t *ret_ms)
 {
 	static const struct {
@@ -70,6 +51,21 @@ bool args_parse_duration(const char *s, uint64_t *ret_ms)
 	return true;
 }
 
+/* The spellings of Go's strconv.ParseBool, which Lima takes; NULL: none of them. */
+static const char *bool_text(const char *value)
+{
+	static const char *const yes[] = { "true", "1", "t", "T", "TRUE", "True" };
+	static const char *const no[] = { "false", "0", "f", "F", "FALSE", "False" };
+
+	for (size_t i = 0; i < ARRAY_SIZE(yes); i++) {
+		if (streq(value, yes[i]))
+			return yes[0];
+		if (streq(value, no[i]))
+			return no[0];
+	}
+	return NULL;
+}
+
 static int check_value(const struct flag *f, const char *value, struct error *err)
 {
 	uint64_t ms;
@@ -78,8 +74,7 @@ static int check_value(const struct flag *f, const char *value, struct error *er
 
 	switch (f->type) {
 	case FLAG_BOOL:
-		if (streq(value, "true") || streq(value, "false") || streq(value, "1") ||
-		    streq(value, "0"))
+		if (bool_text(value))
 			return 0;
 		return error_set(err, -EINVAL, "--%s: `%s` is neither true nor false", f->name, value);
 	case FLAG_INT:
@@ -89,7 +84,7 @@ static int check_value(const struct flag *f, const char *value, struct error *er
 				 f->name, value);
 	case FLAG_FLOAT:
 		d = strtod(value, &end);
-		if (*value && !*end && isfinite(d) && d >= 0)
+		if (*value && !*end && isfinite(d) && d >= 0 && d < 1e9)
 			return 0;
 		return error_set(err, -EINVAL, "--%s: `%s` is not a number of 0 or more", f->name,
 				 value);
@@ -112,7 +107,7 @@ static int add(struct args *a, const struct flag *f, const char *value, struct e
 		return err->code;
 	a->given = xreallocarray(a->given, a->n_given + 1, sizeof(*a->given));
 	a->given[a->n_given].flag = f;
-	a->given[a->n_given].value = xstrdup(value);
+	a->given[a->n_given].value = xstrdup(f->type == FLAG_BOOL ? bool_text(value) : value);
 	a->n_given++;
 	return 0;
 }
@@ -136,11 +131,11 @@ static int parse_long(struct args *a, struct cursor *c, struct error *err)
 {
 	const char *name = c->argv[c->i] + 2, *eq = strchr(name, '='), *value = NULL;
 	size_t len = eq ? (size_t)(eq - name) : strlen(name);
-	const struct flag *f = find_flag(a->verb, name, len, 0);
+	const struct flag *f = verb_find_flag(a->verb, name, len, 0);
 
 	if (!f)
-		return error_set(err, -EINVAL, "unknown flag: --%.*s; see: limactl %s --help", (int)len,
-				 name, a->verb->name);
+		return error_set(err, -EINVAL, "unknown flag: --%.*s; see: limactl %s%s--help", (int)len,
+				 name, a->verb->name, *a->verb->name ? " " : "");
 	if (eq)
 		value = eq + 1;
 	else if (f->type == FLAG_BOOL)
@@ -153,12 +148,12 @@ static int parse_long(struct args *a, struct cursor *c, struct error *err)
 static int parse_short(struct args *a, struct cursor *c, struct error *err)
 {
 	for (const char *p = c->argv[c->i] + 1; *p; p++) {
-		const struct flag *f = find_flag(a->verb, NULL, 0, *p);
+		const struct flag *f = verb_find_flag(a->verb, NULL, 0, *p);
 		const char *value = NULL;
 
 		if (!f)
-			return error_set(err, -EINVAL, "unknown flag: -%c; see: limactl %s --help", *p,
-					 a->verb->name);
+			return error_set(err, -EINVAL, "unknown flag: -%c; see: limactl %s%s--help", *p,
+					 a->verb->name, *a->verb->name ? " " : "");
 		if (f->type == FLAG_BOOL && p[1] != '=') {
 			if (add(a, f, "true", err) < 0)
 				return err->code;
@@ -221,7 +216,7 @@ static const char *last(const struct args *a, const char *name)
 {
 	const char *value = NULL;
 
-	assert(find_flag(a->verb, name, strlen(name), 0));
+	assert(verb_find_flag(a->verb, name, strlen(name), 0));
 	for (size_t i = 0; i < a->n_given; i++)
 		if (streq(a->given[i].flag->name, name))
 			value = a->given[i].value;
@@ -237,7 +232,12 @@ bool args_bool(const struct args *a, const char *name, bool fallback)
 {
 	const char *v = last(a, name);
 
-	return v ? streq(v, "true") || streq(v, "1") : fallback;
+	return v ? streq(v, "true") : fallback;
+}
+
+bool args_wants_tty(const struct args *a)
+{
+	return args_bool(a, "tty", true) && !args_bool(a, "yes", false);
 }
 
 const char *args_str(const struct args *a, const char *name)

@@ -3,7 +3,7 @@
  * The rules are Lima's (reference/cli.md §1): --f v, --f=v, -abc, -fv, `--`;
  * flags may follow positionals unless the verb stops at the first; a bool is
  * set to false only by --f=false. Values are checked here, so a verb never sees
- * a malformed number.
+ * a malformed number; a bool's is "true" or "false", however it was spelt.
  */
 #pragma once
 
@@ -34,6 +34,8 @@ void args_done(struct args *a);
  * anything else is our bug. */
 bool args_has(const struct args *a, const char *name);
 bool args_bool(const struct args *a, const char *name, bool fallback);
+/* False by --tty=false or --yes: plain lines even on a terminal. */
+bool args_wants_tty(const struct args *a);
 const char *args_str(const struct args *a, const char *name); /* last one; NULL */
 double args_float(const struct args *a, const char *name);
 uint64_t args_int(const struct args *a, const char *name);

@@ -14,10 +14,19 @@
 #include "lib/store/instance.h"
 #include "lib/store/layout.h"
 
+/* bash cuts words at colons (COMP_WORDBREAKS), so the words are taken from the
+ * line, and what stands before the last colon is left out of the candidates. */
 static const char bash_script[] =
 	"_limactl() {\n"
-	"\tlocal IFS=$'\\n'\n"
-	"\tCOMPREPLY=($(limactl __complete -- \"${COMP_WORDS[@]:1:COMP_CWORD}\" 2>/dev/null | cut -f1))\n"
+	"\tlocal -a words\n"
+	"\tlocal line=${COMP_LINE:0:COMP_POINT} cur\n"
+	"\tread -ra words <<< \"$line\"\n"
+	"\t[[ $line != *[[:space:]] ]] || words+=('')\n"
+	"\tcur=${words[${#words[@]}-1]}\n"
+	"\tmapfile -t COMPREPLY < <(limactl __complete -- \"${words[@]:1}\" 2>/dev/null | cut -f1)\n"
+	"\tif [[ $cur == *:* && $COMP_WORDBREAKS == *:* ]]; then\n"
+	"\t\tCOMPREPLY=(\"${COMPREPLY[@]#\"${cur%\"${cur##*:}\"}\"}\")\n"
+	"\tfi\n"
 	"\t[ ${#COMPREPLY[@]} -gt 0 ] || compopt -o default\n"
 	"}\n"
 	"complete -F _limactl limactl\n";
@@ -122,6 +131,16 @@ static void offer_argument(FILE *out, const struct verb *v, const char *word)
 	}
 }
 
+/* Is the word after this flag its value? */
+static bool takes_next(const struct verb *v, const char *word)
+{
+	bool is_long = word[1] == '-';
+	const struct flag *f = is_long ? verb_find_flag(v, word + 2, strlen(word + 2), 0)
+				       : word[1] && !word[2] ? verb_find_flag(v, NULL, 0, word[1]) : NULL;
+
+	return f && f->type != FLAG_BOOL;
+}
+
 void help_complete(FILE *out, int n, char *const *words)
 {
 	const char *word = n ? words[n - 1] : "";
@@ -129,12 +148,16 @@ void help_complete(FILE *out, int n, char *const *words)
 	int positionals = 0;
 
 	for (int i = 0; i < n - 1; i++) {
-		if (words[i][0] == '-')
-			continue;
-		if (!v)
+		if (words[i][0] == '-') {
+			if (!takes_next(v, words[i]))
+				continue;
+			if (++i == n - 1)
+				return; /* the word is a flag's value: the shell offers files */
+		} else if (!v) {
 			v = verb_find(words[i]);
-		else
+		} else {
 			positionals++;
+		}
 	}
 	if (!v) {
 		for (size_t i = 0; verbs[i]; i++)
@@ -146,7 +169,7 @@ void help_complete(FILE *out, int n, char *const *words)
 		for (size_t i = 0; v->flags && v->flags[i]; i++)
 			offer_flags(out, word, v->flags[i]);
 		offer_flags(out, word, global_flags);
-	} else if (v->max_args < 0 || positionals < v->max_args) {
+	} else if (v->stop_at_positional ? !positionals : v->max_args < 0 || positionals < v->max_args) {
 		offer_argument(out, v, word);
 	}
 }

@@ -129,7 +129,7 @@ static int run(const struct args *a)
 	scoped_instance struct instance *inst = NULL;
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
-	struct ui *ui = ui_new();
+	struct ui *ui = ui_new(args_wants_tty(a));
 	struct error err = { 0 };
 	int rc;
 

@@ -57,12 +57,13 @@ static int run(const struct args *a)
 	bool force = args_bool(a, "force", false);
 	struct error err = { 0 };
 	int code = 0;
+	size_t i;
 
 	interrupt_install();
-	for (size_t i = 0; i < a->positional.len && !interrupt_pending(); i++)
+	for (i = 0; i < a->positional.len && !interrupt_pending(); i++)
 		if (delete_name(a->positional.items[i], force, &err) < 0)
 			code = verb_fail(&err);
-	return code;
+	return verb_code(code, i, a->positional.len);
 }
 
 const struct verb verb_delete = {

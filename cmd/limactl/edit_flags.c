@@ -19,7 +19,7 @@ const struct flag edit_flags[] = {
 	{ "ssh-port", 0, FLAG_INT, "PORT", "host port for ssh (0: a free one)", false },
 	{ "shell", 0, FLAG_STRING, "PATH", "the guest user's shell", false },
 	{ "vm-type", 0, FLAG_STRING, "TYPE", "qemu", false },
-	{ "mount", 0, FLAG_STRINGS, "DIR[:w]", "mount DIR in the guest, writable with :w (repeatable)", false },
+	{ "mount", 0, FLAG_LIST, "DIR[:w],…", "mount DIR in the guest, writable with :w", false },
 	{ "mount-none", 0, FLAG_BOOL, NULL, "mount nothing", false },
 	{ "param", 0, FLAG_STRINGS, "NAME=VALUE", "set a parameter of the template (repeatable)", false },
 	{ "set", 0, FLAG_STRINGS, "EXPR", "set any key: '.user.shell = \"/bin/zsh\"' (repeatable)", false },
@@ -35,12 +35,19 @@ const struct flag edit_new_flags[] = {
 
 static int set_number(struct buf *y, const char *path, const char *value, struct error *err)
 {
+	scoped_free char *v = xasprintf("%llu", strtoull(value, NULL, 10)); /* 08 is none in YAML */
+
+	return edit_set(y, path, v, err);
+}
+
+static int set_bool(struct buf *y, const char *path, const char *value, struct error *err)
+{
 	return edit_set(y, path, value, err);
 }
 
 static int set_gib(struct buf *y, const char *path, const char *value, struct error *err)
 {
-	scoped_free char *v = xasprintf("%sGiB", value);
+	scoped_free char *v = xasprintf("%.10gGiB", strtod(value, NULL)); /* 0x10, 1e1 */
 
 	return edit_set(y, path, v, err);
 }
@@ -72,7 +79,7 @@ static int add_dns(struct buf *y, const char *path, const char *value, struct er
 	return edit_set(y, "hostResolver.enabled", "false", err);
 }
 
-static int add_mount(struct buf *y, const char *path, const char *value, struct error *err)
+static int add_one_mount(struct buf *y, const char *path, const char *value, struct error *err)
 {
 	size_t len = strlen(value);
 	bool writable = len > 2 && streq(value + len - 2, ":w");
@@ -85,6 +92,18 @@ static int add_mount(struct buf *y, const char *path, const char *value, struct 
 	scoped_free char *q = edit_quote(absolute);
 	scoped_free char *item = xasprintf("{location: %s, writable: %s}", q, writable ? "true" : "false");
 	return edit_add(y, path, EDIT_FIRST, item, err);
+}
+
+static int add_mounts(struct buf *y, const char *path, const char *value, struct error *err)
+{
+	scoped_strv struct strv mounts = { 0 };
+	const char *one;
+
+	strv_split(&mounts, value, ",");
+	strv_foreach(one, &mounts)
+		if (add_one_mount(y, path, one, err) < 0)
+			return err->code;
+	return 0;
 }
 
 static int set_param(struct buf *y, const char *path, const char *value, struct error *err)
@@ -132,12 +151,12 @@ static const struct {
 	{ "dns", "dns", add_dns },
 	{ "memory", "memory", set_gib },
 	{ "mount-none", "mounts", set_none },
-	{ "mount", "mounts", add_mount },
+	{ "mount", "mounts", add_mounts },
 	{ "vm-type", "vmType", set_text },
 	{ "ssh-port", "ssh.localPort", set_number },
 	{ "arch", "arch", set_text },
 	{ "disk", "disk", set_gib },
-	{ "plain", "plain", set_number },
+	{ "plain", "plain", set_bool },
 	{ "port-forward", "portForwards", add_forward },
 	{ "shell", "user.shell", set_text },
 	{ "param", "param", set_param },

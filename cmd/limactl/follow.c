@@ -37,12 +37,15 @@ int follow_open(struct follow *f, const char *dir, pid_t ha_pid, struct ui *ui, 
 	*f = (struct follow){ .dir = dir, .ha_pid = ha_pid, .ui = ui, .watch_fd = -1 };
 	f->pid_fd = pidfd_open(ha_pid, 0);
 	f->log_fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (f->log_fd < 0 && errno == ENOENT)
+		return 0; /* a host agent in the foreground of a terminal has none */
 	if (f->log_fd < 0)
 		return error_sys(err, -errno, "open %s", path);
 	lseek(f->log_fd, offset, SEEK_SET);
 	f->watch_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
 	if (f->watch_fd < 0 || inotify_add_watch(f->watch_fd, path, IN_MODIFY) < 0)
-		return error_sys(err, -errno, "watch %s", path);
+		/* desktops run out of watches; the tick finds it too */
+		log_debug("follow: watch %s: %s", path, error_text(-errno));
 	return 0;
 }
 
@@ -188,9 +191,9 @@ int follow_wait(struct follow *f, enum follow_until until, uint64_t timeout_ms, 
 
 		read_log(f);
 		rc = check(f, until, gone, err);
-		if (rc)
-			return rc < 0 ? rc : 0;
-		if (interrupt_check(err) < 0)
+		if (rc > 0)
+			return 0;
+		if (interrupt_check(err) < 0 || rc < 0)	/* Ctrl-C is the better reason */
 			return err->code;
 		now = clock_mono_ms();
 		if (now >= deadline)

@@ -26,7 +26,8 @@ struct follow {
 	char reason[1024];	/* first error of a degraded or exiting event */
 };
 
-/* @offset: where this run's events begin in ha.stdout.log. */
+/* @offset: where this run's events begin in ha.stdout.log. Without that file
+ * only the end of the host agent is seen. */
 int follow_open(struct follow *f, const char *dir, pid_t ha_pid, struct ui *ui, off_t offset,
 		struct error *err);
 void follow_close(struct follow *f);

@@ -12,7 +12,7 @@ void help_verb(FILE *out, const struct verb *v);
 /* The verb whose name is nearest to @word, NULL when none is near. */
 const char *help_nearest(const char *word);
 
-/* Man pages limactl.1 and limactl-VERB.1 into @dir; @date "2026-01-02". */
+/* Man pages limactl.1 and limactl-VERB.1 into @dir, which is made if need be. */
 int help_write_man(const char *dir, struct error *err);
 
 /* Script for @shell: "bash", "zsh" or "fish". It asks `limactl __complete` for

@@ -19,6 +19,11 @@ int verb_fail(const struct error *err)
 	return interrupt_signal() ? 128 + interrupt_signal() : 1;
 }
 
+int verb_code(int code, size_t done, size_t n)
+{
+	return done < n && interrupt_signal() ? 128 + interrupt_signal() : code;
+}
+
 static int inspect(const char *home, const char *name, struct instance **ret, struct error *err)
 {
 	int rc = instance_inspect(home, name, ret, err);

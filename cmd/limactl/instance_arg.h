@@ -15,3 +15,6 @@ int instance_arg_open_locked(const char *name, const char *verb, char **ret_home
 /* Prints @err as the one fatal line and gives the exit code: 1, or 128 + signal
  * after an interrupt. */
 int verb_fail(const struct error *err);
+/* Exit code of a verb that did @done of @n things, the worst of them with @code:
+ * stopped half way by a signal is no success. */
+int verb_code(int code, size_t done, size_t n);

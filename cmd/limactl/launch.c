@@ -127,16 +127,18 @@ static int open_log(const struct instance *inst, enum instance_file which, struc
 	return fd < 0 ? error_sys(err, -errno, "create %s", path) : fd;
 }
 
+/* Signals are blocked when this is called: one that comes before the defaults are
+ * back must end this process, not be taken by limactl's handler and forgotten. */
 static void become_host_agent(char **argv, int out, int err_fd)
 {
 	int null = open("/dev/null", O_RDONLY);
 	sigset_t none;
 
 	setsid();
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
 	for (int sig = 1; sig < NSIG; sig++)
 		signal(sig, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
 	dup2(null, 0);
 	dup2(out, 1);
 	dup2(err_fd, 2);
@@ -150,6 +152,7 @@ static int spawn_host_agent(const struct instance *inst, pid_t *ret, struct erro
 {
 	scoped_strv struct strv argv = { 0 };
 	scoped_fd int out = -1, log = -1;
+	sigset_t all, before;
 	pid_t pid;
 
 	if (host_agent_argv(inst, &argv, err) < 0)
@@ -160,12 +163,30 @@ static int spawn_host_agent(const struct instance *inst, pid_t *ret, struct erro
 	log = open_log(inst, FILE_HA_STDERR, err);
 	if (log < 0)
 		return log;
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &before);
 	pid = fork();
-	if (pid < 0)
-		return error_sys(err, -errno, "start the host agent");
 	if (pid == 0)
 		become_host_agent(argv.items, out, log);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	if (pid < 0)
+		return error_set(err, -EAGAIN, "start the host agent: no new process could be made");
 	*ret = pid;
+	return 0;
+}
+
+/* Under a service manager others still follow the logs where they always are. */
+static int redirect_to_logs(const struct instance *inst, struct error *err)
+{
+	scoped_fd int out = open_log(inst, FILE_HA_STDOUT, err), log = -1;
+
+	if (out < 0)
+		return out;
+	log = open_log(inst, FILE_HA_STDERR, err);
+	if (log < 0)
+		return log;
+	if (dup2(out, STDOUT_FILENO) < 0 || dup2(log, STDERR_FILENO) < 0)
+		return error_sys(err, -errno, "redirect the host agent's output");
 	return 0;
 }
 
@@ -173,7 +194,8 @@ static int exec_foreground(const struct instance *inst, struct error *err)
 {
 	scoped_strv struct strv argv = { 0 };
 
-	if (host_agent_argv(inst, &argv, err) < 0)
+	if (host_agent_argv(inst, &argv, err) < 0 ||
+	    (!isatty(STDIN_FILENO) && redirect_to_logs(inst, err) < 0))
 		return err->code;
 	execv("/proc/self/exe", argv.items);
 	return error_sys(err, -errno, "exec the host agent");
@@ -198,6 +220,8 @@ static void undo_start(struct follow *f)
 {
 	uint64_t end = clock_mono_ms() + UNDO_WAIT_MS;
 
+	if (follow_gone(f, 0))
+		return;
 	kill(f->ha_pid, SIGTERM);
 	while (clock_mono_ms() < end)
 		if (follow_gone(f, 100))
@@ -273,6 +297,20 @@ static off_t log_size(const struct instance *inst)
 	return fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
 }
 
+/* The host agent has ended: in order, or killed and QEMU without it? */
+static int check_stopped(const struct instance *inst, const struct follow *f, struct error *err)
+{
+	scoped_free char *path = layout_instance_file(inst->dir, FILE_QEMU_PID);
+	pid_t qemu = pid_file_read(path, "qemu");
+
+	if (qemu)
+		return error_set(err, -EIO, "the host agent ended but QEMU (pid %d) still runs; "
+				 "limactl stop -f %s ends it", (int)qemu, inst->name);
+	if (f->reason[0])
+		log_warn("%s: %s", inst->name, f->reason);
+	return 0;
+}
+
 int launch_stop(const struct instance *inst, struct ui *ui, struct error *err)
 {
 	pid_t pid = inst->ha_pid;
@@ -296,6 +334,8 @@ int launch_stop(const struct instance *inst, struct ui *ui, struct error *err)
 			  STOP_TIMEOUT_MS / 1000, inst->name);
 	else if (rc == -ECANCELED)
 		error_set(err, rc, "interrupted; the machine goes on stopping");
+	else if (rc == 0)
+		rc = check_stopped(inst, &f, err);
 	follow_close(&f);
 	return rc;
 }

@@ -1,4 +1,7 @@
 /* main.c - from argv into the verb table */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +26,15 @@ static int find_verb(int argc, char **argv)
 	}
 	return 0;
 }
+
+static int run_overview(const struct args *a)
+{
+	help_overview(stdout);
+	return 0;
+}
+
+/* `limactl` with flags at most. */
+static const struct verb no_verb = { .name = "", .usage = "COMMAND", .run = run_overview };
 
 static int setup_log(const struct args *a, struct error *err)
 {
@@ -54,32 +66,40 @@ static int run_verb(const struct verb *v, int argc, char **argv)
 		log_write(LOG_FATAL, "%s", err.msg);
 		return 1;
 	}
-	if (args_bool(&a, "help", false)) {
+	if (args_bool(&a, "version", false)) {
+		puts("limactl version " LIMA_VERSION);
+		return 0;
+	}
+	if (args_bool(&a, "help", false) && v != &no_verb) {
 		help_verb(stdout, v);
 		return 0;
 	}
 	return v->run(&a);
 }
 
-static int print_version(void)
+/* Descriptors 0, 1 and 2 exist and children can be waited for, however we were
+ * started: otherwise the first file opened for writing would get our messages. */
+static void put_process_in_order(void)
 {
-	puts("limactl version " LIMA_VERSION);
-	return 0;
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+	signal(SIGCHLD, SIG_DFL);
 }
 
-static int no_verb(int argc, char **argv)
+/* What a full disk or a closed descriptor swallowed must not look like success. */
+static int check_output(int code)
 {
-	for (int i = 1; i < argc; i++) {
-		if (streq(argv[i], "--version") || streq(argv[i], "-v"))
-			return print_version();
-		if (!streq(argv[i], "--help") && !streq(argv[i], "-h") && argv[i][0] == '-' &&
-		    !streq(argv[i], "--debug") && !streq(argv[i], "-y")) {
-			log_write(LOG_FATAL, "unknown flag: %s; see: limactl --help", argv[i]);
-			return 1;
-		}
-	}
-	help_overview(stdout);
-	return 0;
+	bool lost = ferror(stdout) != 0;
+
+	if (fflush(stdout) == 0 && !lost)
+		return code;
+	log_write(LOG_FATAL, "write to stdout: %s; what was printed is not complete", strerror(errno));
+	return code ? code : 1;
 }
 
 int main(int argc, char **argv)
@@ -88,11 +108,10 @@ int main(int argc, char **argv)
 	const struct verb *v;
 	int at;
 
+	put_process_in_order();
 	log_setup(LOG_INFO, LOG_FORMAT_PLAIN);
 	at = find_verb(argc, argv);
-	if (!at)
-		return no_verb(argc, argv);
-	v = verb_find(argv[at]);
+	v = at ? verb_find(argv[at]) : &no_verb;
 	if (!v) {
 		const char *near = help_nearest(argv[at]);
 
@@ -103,5 +122,5 @@ int main(int argc, char **argv)
 	for (int i = 1; i < argc; i++)
 		if (i != at)
 			strv_add(&rest, argv[i]);
-	return run_verb(v, (int)rest.len, rest.items);
+	return check_output(run_verb(v, (int)rest.len, rest.items));
 }

@@ -50,7 +50,7 @@ static int restart(const struct args *a, struct ui *ui, struct error *err)
 
 static int run(const struct args *a)
 {
-	struct ui *ui = ui_new();
+	struct ui *ui = ui_new(args_wants_tty(a));
 	struct error err = { 0 };
 	int rc;
 

@@ -18,6 +18,7 @@
 #include "lib/store/layout.h"
 
 static const struct flag flags[] = {
+	{ "instance", 0, FLAG_STRING, "NAME", "the instance; then every argument is the command's", true },
 	{ "shell", 0, FLAG_STRING, "SHELL", "the shell to run instead of the user's", false },
 	{ "workdir", 0, FLAG_STRING, "DIR", "the directory to start in", false },
 	{ "reconnect", 0, FLAG_BOOL, NULL, "drop the shared ssh connection first", false },
@@ -53,8 +54,9 @@ static int run_ssh(const struct args *a, const struct instance *inst, struct err
 {
 	scoped_free char *cd = working_directory(a, inst->config), *line = NULL;
 	scoped_strv struct strv argv = { 0 };
-	char *const *command = a->positional.items + 1;
-	size_t n = a->positional.len - 1;
+	size_t skip = args_str(a, "instance") ? 0 : 1; /* the name */
+	size_t n = a->positional.len - skip;
+	char *const *command = a->positional.items + (n ? skip : 0);
 	struct ssh_target t;
 
 	if (n && streq(command[0], "--"))
@@ -97,9 +99,13 @@ static int run(const struct args *a)
 	scoped_instance struct instance *inst = NULL;
 	scoped_free char *home = NULL;
 	struct error err = { 0 };
+	const char *name = args_str(a, "instance");
 
-	if (instance_arg_open(a->positional.items[0], &home, &inst, &err) == 0 &&
-	    check_running(inst, &err) == 0)
+	if (!name && a->positional.len)
+		name = a->positional.items[0];
+	if (!name)
+		error_set(&err, -EINVAL, "shell needs the name of an instance: limactl shell default");
+	else if (instance_arg_open(name, &home, &inst, &err) == 0 && check_running(inst, &err) == 0)
 		run_ssh(a, inst, &err);
 	return verb_fail(&err);
 }
@@ -116,7 +122,6 @@ const struct verb verb_shell = {
 		    "  limactl shell default uname -a\n"
 		    "  limactl shell --workdir /tmp default sh -c 'echo $PWD'",
 	.flags = (const struct flag *const[]){ flags, NULL },
-	.min_args = 1,
 	.max_args = -1,
 	.stop_at_positional = true,
 	.arg = ARG_INSTANCE,

@@ -97,7 +97,7 @@ static int start(const struct args *a, struct ui *ui, struct error *err)
 
 static int run(const struct args *a)
 {
-	struct ui *ui = ui_new();
+	struct ui *ui = ui_new(args_wants_tty(a));
 	struct error err = { 0 };
 	int rc;
 

@@ -49,19 +49,20 @@ static int stop_name(const char *name, bool force, struct ui *ui, struct error *
 static int run(const struct args *a)
 {
 	bool force = args_bool(a, "force", false);
-	struct ui *ui = ui_new();
+	struct ui *ui = ui_new(args_wants_tty(a));
 	struct error err = { 0 };
+	size_t i, n = MAX(a->positional.len, 1u);
 	int code = 0;
 
 	interrupt_install();
-	for (size_t i = 0; i < MAX(a->positional.len, 1u) && !interrupt_pending(); i++) {
+	for (i = 0; i < n && !interrupt_pending(); i++) {
 		const char *name = i < a->positional.len ? a->positional.items[i] : "default";
 
 		if (stop_name(name, force, ui, &err) < 0)
 			code = verb_fail(&err);
 	}
 	ui_free(ui);
-	return code;
+	return verb_code(code, i, n);
 }
 
 const struct verb verb_stop = {

@@ -131,12 +131,12 @@ static void on_note(void *arg, const char *text)
 	ui_note(arg, "%s", text);
 }
 
-struct ui *ui_new(void)
+struct ui *ui_new(bool live)
 {
 	struct ui *ui = xnew(struct ui);
 	const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
 
-	ui->live = isatty(STDERR_FILENO) && term && !streq(term, "dumb") &&
+	ui->live = live && isatty(STDERR_FILENO) && term && !streq(term, "dumb") &&
 		   log_format_get() == LOG_FORMAT_PLAIN;
 	ui->color = ui->live && !(no_color && *no_color);
 	ui->progress = (struct progress){ on_progress, on_note, ui };

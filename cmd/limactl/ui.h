@@ -4,8 +4,8 @@
  * detail, seconds) until it is done and then stays with its time; elsewhere each
  * is one plain log line when it is done. Everything goes to stderr.
  *
- * Only one step is live at a time: starting another leaves the one before as a
- * line. Drawing happens on change and by ui_tick(), which whoever waits calls
+ * Only one step is live at a time: starting another takes its place, and the one
+ * before gets its line when it is done all the same. Drawing happens on change and by ui_tick(), which whoever waits calls
  * about ten times a second; nothing here blocks or keeps time by itself.
  */
 #pragma once
@@ -17,7 +17,8 @@
 
 struct ui;
 
-struct ui *ui_new(void);
+/* @live false: plain lines even on a terminal. */
+struct ui *ui_new(bool live);
 void ui_free(struct ui *ui);	/* leaves no half-drawn line behind */
 bool ui_is_live(const struct ui *ui);	/* on a terminal: tick me */
 

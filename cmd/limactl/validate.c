@@ -32,14 +32,15 @@ static int run(const struct args *a)
 	scoped_free char *home = NULL;
 	struct error err = { 0 };
 	int code = 0;
+	size_t i;
 
 	interrupt_install();
 	if (layout_lima_home(&home, &err) < 0)
 		return verb_fail(&err);
-	for (size_t i = 0; i < a->positional.len && !interrupt_pending(); i++)
+	for (i = 0; i < a->positional.len && !interrupt_pending(); i++)
 		if (validate(a->positional.items[i], home, args_bool(a, "fill", false), &err) < 0)
 			code = verb_fail(&err);
-	return code;
+	return verb_code(code, i, a->positional.len);
 }
 
 const struct verb verb_validate = {

@@ -1,5 +1,7 @@
 #include "cmd/limactl/verb.h"
 
+#include <string.h>
+
 #include "lib/base/mem.h"
 #include "lib/base/strv.h"
 
@@ -36,4 +38,23 @@ const struct verb *verb_find(const char *name)
 		if (verb_has_name(verbs[i], name))
 			return verbs[i];
 	return NULL;
+}
+
+static const struct flag *find_in(const struct flag *table, const char *name, size_t len, char letter)
+{
+	for (; table && table->name; table++) {
+		if (letter ? table->letter == letter
+			   : strlen(table->name) == len && strncmp(table->name, name, len) == 0)
+			return table;
+	}
+	return NULL;
+}
+
+const struct flag *verb_find_flag(const struct verb *v, const char *name, size_t len, char letter)
+{
+	const struct flag *f = NULL;
+
+	for (size_t i = 0; v && v->flags && v->flags[i] && !f; i++)
+		f = find_in(v->flags[i], name, len, letter);
+	return f ? f : find_in(global_flags, name, len, letter);
 }

@@ -63,3 +63,6 @@ extern const struct flag global_flags[];
 /* By name or alias; NULL when there is none. */
 const struct verb *verb_find(const char *name);
 bool verb_has_name(const struct verb *v, const char *name);
+/* A flag that @v takes (NULL: a global one), by @letter, or when that is 0 by the
+ * @len bytes of @name. */
+const struct flag *verb_find_flag(const struct verb *v, const char *name, size_t len, char letter);

@@ -73,6 +73,22 @@ static void test_args_bool_needs_equals_false(void **state)
 	assert_string_equal(a.positional.items[0], "false");
 }
 
+static void test_args_bools_as_go_spells_them(void **state)
+{
+	scoped_args struct args a = { 0 };
+	struct error err = { 0 };
+
+	assert_int_equal(parse(&verb, &a, &err, "--force=T", "--yes=False", NULL), 0);
+	assert_string_equal(args_str(&a, "force"), "true"); /* goes into YAML */
+	assert_true(args_wants_tty(&a));
+	args_done(&a);
+	assert_int_equal(parse(&verb, &a, &err, "-y", NULL), 0);
+	assert_false(args_wants_tty(&a));
+	args_done(&a);
+	assert_int_equal(parse(&verb, &a, &err, "--tty=0", NULL), 0);
+	assert_false(args_wants_tty(&a));
+}
+
 static void test_args_stop_at_positional(void **state)
 {
 	scoped_args struct args a = { 0 };
@@ -131,6 +147,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_args_every_way_to_write_a_flag),
 		cmocka_unit_test(test_args_bool_needs_equals_false),
+		cmocka_unit_test(test_args_bools_as_go_spells_them),
 		cmocka_unit_test(test_args_stop_at_positional),
 		cmocka_unit_test(test_args_mistakes_are_told),
 		cmocka_unit_test(test_args_every_verb_finds_itself),
