@@ -2,8 +2,8 @@
  *
  * The host agent knows machines only through this table (reference/drivers-mcp.md
  * §1). All calls are made on the loop thread; what takes time takes a callback,
- * which runs exactly once and never before the call returned. After close() a
- * pending callback gets -ECANCELED.
+ * which runs exactly once and never before the call returned. close() gives
+ * pending ones -ECANCELED before it returns; nothing is called after it.
  *
  * A driver instance is made per VM by ops->open(). The order is
  *   open → validate → start (or adopt) → [running] → stop → close.
@@ -74,7 +74,8 @@ struct driver_ops {
 		    const struct driver_callbacks *cb, struct driver **ret, struct error *err);
 	/* Done when the VM runs and its control channel answers. */
 	void (*start)(struct driver *d, driver_done_fn done, void *arg);
-	/* A VM that runs already (its host agent died): -ENOENT when there is none. */
+	/* A VM that runs already (its host agent died): -ENOENT when there is none,
+	 * and start() may follow. A lost pid file does not hide a QEMU. */
 	void (*adopt)(struct driver *d, driver_done_fn done, void *arg);
 	void (*info)(struct driver *d, struct driver_info *ret);
 	/* Connected socket to the guest agent's channel, non-blocking, owned by
@@ -82,7 +83,9 @@ struct driver_ops {
 	 * closed. -EAGAIN: not yet. */
 	int (*agent_connect)(struct driver *d, int *ret_fd, struct error *err);
 	/* Asks the guest to power off, then quits, then kills; each with its
-	 * wait (docs/architecture.md). @force starts at quit. */
+	 * wait (qemu/stop.h). @force starts at quit, also when a patient stop is
+	 * under way already: both callbacks run. DRIVER_EXITED comes before them;
+	 * a start() in flight ends with -ECANCELED. */
 	void (*stop)(struct driver *d, bool force, driver_done_fn done, void *arg);
 	/* Lets go; a running VM goes on running. Frees when its handles closed. */
 	void (*close)(struct driver *d);

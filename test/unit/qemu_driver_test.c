@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -12,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -52,6 +54,21 @@ static const uint8_t guest_resets[] = {
 	0xb0, 0x06,		/*	mov al, 6 */
 	0xee,			/*	out dx, al */
 	0xf4, 0xeb, 0xfd,
+};
+/* Writes 4 KiB after 4 KiB by the BIOS (int 13h, extended write) until told off. */
+static const uint8_t guest_fills_its_disk[] = {
+	0x31, 0xc0,		/*	xor ax, ax */
+	0x8e, 0xd8,		/*	mov ds, ax */
+	0xbe, 0x40, 0x7c,	/*	mov si, packet */
+	0xb4, 0x43,		/* next: mov ah, 0x43 */
+	0x30, 0xc0,		/*	xor al, al */
+	0xb2, 0x80,		/*	mov dl, 0x80		first disk */
+	0xcd, 0x13,		/*	int 0x13 */
+	0x66, 0x83, 0x06, 0x48, 0x7c, 0x08,	/* add dword [packet + 8], 8 */
+	0xeb, 0xf0,		/*	jmp next */
+	[0x40] = 16, 0,		/* packet: its size, sectors, buffer 0:7c00, first sector */
+	[0x42] = 8, 0, 0x00, 0x7c, 0, 0,
+	[0x48] = 8, 0, 0, 0, 0, 0, 0, 0,
 };
 static const uint8_t guest_sleeps[] = { 0xfb, 0xf4, 0xeb, 0xfc };	/* sti; hlt; again */
 
@@ -575,6 +592,51 @@ static void test_driver_program_is_no_qemu(void **state)
 	unsetenv("QEMU_SYSTEM_X86_64");
 }
 
+/* A mount namespace of our own, with a user namespace around it when we are
+ * nobody special. */
+static bool enter_namespace(void)
+{
+	char map[64];
+	uid_t uid = geteuid();
+
+	if (unshare(uid == 0 ? CLONE_NEWNS : CLONE_NEWUSER | CLONE_NEWNS) < 0)
+		return false;
+	if (uid != 0) {
+		snprintf(map, sizeof(map), "0 %u 1", uid);
+		scoped_fd int fd = open("/proc/self/uid_map", O_WRONLY | O_CLOEXEC);
+		if (fd < 0 || write(fd, map, strlen(map)) < 0)
+			return false;
+	}
+	return mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
+}
+
+/* Last: the namespace stays. */
+static void test_driver_host_disk_is_full(void **state)
+{
+	struct error err = ERROR_NONE;
+	struct vm vm;
+
+	begin(&vm, guest_fills_its_disk, sizeof(guest_fills_its_disk));
+	if (!enter_namespace()) {
+		finish(&vm);
+		skip();
+	}
+	scoped_free char *disk = file(&vm, FILE_DISK);
+	scoped_buf struct buf content = { 0 };
+	assert_int_equal(path_read_file(disk, DISK_BYTES, &content, &err), 0);
+	assert_int_equal(mount("tmpfs", vm.dir, "tmpfs", 0, "size=2m"), 0);
+	assert_int_equal(path_write_file(disk, content.data, SECTOR, 0600, &err), 0);
+	assert_int_equal(truncate(disk, 64 << 20), 0);
+	start_well(&vm);
+	run_until(&vm, vm.n_event[DRIVER_PAUSED] && noticed(&vm, "no space left for "));
+	assert_int_equal(mount("tmpfs", vm.dir, "tmpfs", MS_REMOUNT, "size=400m"), 0);
+	run_until(&vm, vm.n_event[DRIVER_RESUMED]);
+	assert_true(noticed(&vm, "there is room on the disk again"));
+	stop(&vm, true);
+	assert_int_equal(umount(vm.dir), 0);
+	finish(&vm);
+}
+
 static int need_qemu(void)
 {
 	scoped_free char *program = path_find_program("qemu-system-x86_64");
@@ -604,6 +666,7 @@ int main(void)
 		cmocka_unit_test(test_driver_stop_between_spawn_and_greeting),
 		cmocka_unit_test(test_driver_close_during_start),
 		cmocka_unit_test(test_driver_program_is_no_qemu),
+		cmocka_unit_test(test_driver_host_disk_is_full),
 	};
 
 	if (!need_qemu())
