@@ -300,13 +300,13 @@ static void on_info(void *arg, const ProtobufCMessage *reply, const struct error
 		get_info(c, 0, on_legacy_ports, c, &ignored);	/* a slot is free: the first */
 }
 
-static void start_channel(struct guest_client *c, int fd)
+static void start_channel(struct guest_client *c, int fd, bool serial)
 {
 	grpc_channel_credentials *plain = grpc_insecure_credentials_create();
 	struct error ignored = { 0 };
 
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-	c->channel = grpc_channel_create_from_fd("localhost", fd, plain, rpc_client_args());
+	c->channel = grpc_channel_create_from_fd("localhost", fd, plain, rpc_client_args(serial));
 	grpc_channel_credentials_release(plain);
 	c->state = CLIENT_GREETING;
 	get_info(c, 0, on_info, c, &ignored);	/* the slots are all free */
@@ -321,7 +321,7 @@ static void on_linked(void *arg, int fd)
 		return;
 	}
 	link_host_close(c->link, on_link_closed, c);
-	start_channel(c, fd);
+	start_channel(c, fd, true);
 }
 
 static void on_link_failed(void *arg, const struct error *why)
@@ -358,7 +358,7 @@ int guest_client_new(struct loop *loop, struct rpc *rpc, int fd,
 				  &c->link, err) < 0)
 			return error_wrap(err, "guest agent");
 	} else {
-		start_channel(c, steal_fd(&owned));
+		start_channel(c, steal_fd(&owned), false);
 	}
 	uv_timer_init(&loop->uv, &c->timer);
 	c->timer.data = c;

@@ -48,14 +48,26 @@ enum {
 	INT_ARG(GRPC_ARG_ENABLE_CHANNELZ, 0),                             \
 	INT_ARG(GRPC_ARG_ENABLE_CENSUS, 0)
 
-/* The host asks: it cannot see otherwise that the agent died, because QEMU keeps
- * the socket open. Slow, since a missing answer is found sooner by the probe in
- * guest_client.c when somebody waits. */
-static grpc_arg client_args[] = {
+/* On the serial channel the host asks: it cannot see otherwise that the agent
+ * died, because QEMU keeps the socket open. Slow, since a missing answer is found
+ * sooner by the probe in guest_client.c when somebody waits. */
+static grpc_arg serial_client_args[] = {
 	COMMON_ARGS,
 	INT_ARG(GRPC_ARG_KEEPALIVE_TIME_MS, 20 * SECOND_MS),
 	INT_ARG(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10 * SECOND_MS),
 	INT_ARG(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+	INT_ARG(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+};
+
+/* Behind a socket may be Lima's agent, a grpc-go server with the default policy: it
+ * takes pings more often than every 5 minutes, or without a call, for abuse and
+ * hangs up with all tunnels (grpc-go keepalive.EnforcementPolicy). A socket ends
+ * when its peer does, so there is little to ask. */
+static grpc_arg socket_client_args[] = {
+	COMMON_ARGS,
+	INT_ARG(GRPC_ARG_KEEPALIVE_TIME_MS, 360 * SECOND_MS),
+	INT_ARG(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20 * SECOND_MS),
+	INT_ARG(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 0),
 	INT_ARG(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
 };
 
@@ -69,11 +81,14 @@ static grpc_arg server_args[] = {
 	INT_ARG(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0),
 };
 
-const grpc_channel_args *rpc_client_args(void)
+const grpc_channel_args *rpc_client_args(bool serial)
 {
-	static const grpc_channel_args args = { ARRAY_SIZE(client_args), client_args };
+	static const grpc_channel_args on_port = { ARRAY_SIZE(serial_client_args),
+						   serial_client_args };
+	static const grpc_channel_args on_socket = { ARRAY_SIZE(socket_client_args),
+						     socket_client_args };
 
-	return &args;
+	return serial ? &on_port : &on_socket;
 }
 
 const grpc_channel_args *rpc_server_args(void)

@@ -108,6 +108,9 @@ int status_set_error(struct error *err, grpc_status_code status, const char *tex
 	if (code == -ENOTCONN)
 		return shown ? error_set(err, code, "%s (%s)", broken_link, shown) :
 			       error_set(err, code, "%s", broken_link);
-	return shown ? error_sys(err, code, "%s", shown) :
-		       error_sys(err, code, "gRPC status %d", (int)status);
+	if (!shown)
+		return error_sys(err, code, "gRPC status %d", (int)status);
+	if (strstr(shown, error_text(code)))	/* Go's texts end with it */
+		return error_set(err, code, "%s", shown);
+	return error_sys(err, code, "%s", shown);
 }

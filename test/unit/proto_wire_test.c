@@ -12,6 +12,7 @@
 
 #include "lib/base/mem.h"
 #include "proto/message.h"
+#include "proto/rpc_queue.h"
 #include "proto/status.h"
 #include "proto/tunnel_wire.h"
 
@@ -234,6 +235,17 @@ static void test_status_text_of_peer_is_escaped(void **state)
 	assert_null(strchr(err.msg, '\n'));
 }
 
+static void test_status_does_not_say_it_twice(void **state)
+{
+	struct error err = { 0 };
+
+	status_set_error(&err, GRPC_STATUS_UNKNOWN, "dial tcp [::1]:80: connection refused");
+	assert_int_equal(err.code, -ECONNREFUSED);
+	assert_string_equal(err.msg, "dial tcp [::1]:80: connection refused");
+	status_set_error(&err, GRPC_STATUS_INTERNAL, "odd");
+	assert_string_equal(err.msg, "odd: protocol error");
+}
+
 /* --- messages ---------------------------------------------------------------- */
 
 static void test_message_ports_are_checked(void **state)
@@ -334,6 +346,29 @@ static void test_message_all_ports_fit(void **state)
 	free(ports);
 }
 
+static int int_arg(const grpc_channel_args *args, const char *key)
+{
+	for (size_t i = 0; i < args->num_args; i++) {
+		if (args->args[i].type == GRPC_ARG_INTEGER && streq(args->args[i].key, key))
+			return args->args[i].value.integer;
+	}
+	return -1;
+}
+
+/* Lima's guest agent is a grpc-go server: it hangs up on a client that pings more
+ * often than every 5 minutes (keepalive.EnforcementPolicy, MinTime), with all
+ * tunnels. On the serial port, where only ours is, a dead peer shows no other way. */
+static void test_keepalive_suits_the_peer(void **state)
+{
+	const grpc_channel_args *serial = rpc_client_args(true), *sock = rpc_client_args(false);
+
+	assert_in_range(int_arg(serial, GRPC_ARG_KEEPALIVE_TIME_MS), 1000, 30000);
+	assert_int_equal(int_arg(serial, GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS), 1);
+	assert_in_range(int_arg(sock, GRPC_ARG_KEEPALIVE_TIME_MS), 5 * 60 * 1000 + 1, 3600 * 1000);
+	assert_int_equal(int_arg(sock, GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS), 0);
+	assert_int_equal(int_arg(sock, GRPC_ARG_HTTP2_BDP_PROBE), 0);	/* those are pings too */
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -346,10 +381,12 @@ int main(void)
 		cmocka_unit_test(test_status_keeps_errno_by_wire_number),
 		cmocka_unit_test(test_status_reads_go_texts),
 		cmocka_unit_test(test_status_text_of_peer_is_escaped),
+		cmocka_unit_test(test_status_does_not_say_it_twice),
 		cmocka_unit_test(test_message_ports_are_checked),
 		cmocka_unit_test(test_message_texts_are_made_printable),
 		cmocka_unit_test(test_message_budget_stops_amplification),
 		cmocka_unit_test(test_message_all_ports_fit),
+		cmocka_unit_test(test_keepalive_suits_the_peer),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
