@@ -9,7 +9,6 @@
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 #include "lib/store/layout.h"
-#include "lib/store/lock.h"
 
 static const struct flag flags[] = {
 	{ "force", 'f', FLAG_BOOL, NULL, "also when it is running or broken: kill it first", false },
@@ -32,7 +31,7 @@ static int check_deletable(const struct instance *inst, bool force, struct error
 static int delete_name(const char *name, bool force, struct error *err)
 {
 	scoped_instance struct instance *inst = NULL;
-	scoped_free char *home = NULL, *dir = NULL;
+	scoped_free char *home = NULL, *dir = NULL, *protected = NULL;
 	scoped_fd int lock = -1;
 
 	if (layout_check_name(name, err) < 0 || layout_lima_home(&home, err) < 0)
@@ -42,8 +41,14 @@ static int delete_name(const char *name, bool force, struct error *err)
 		log_warn("instance `%s` does not exist, nothing to delete", name);
 		return 0;
 	}
-	if (lock_instance(dir, "delete", &lock, err) < 0 ||
-	    instance_inspect(home, name, &inst, err) < 0)
+	protected = layout_instance_file(dir, FILE_PROTECTED);
+	if (instance_arg_lock(home, name, "delete", force && !path_exists(protected), &lock, err) < 0) {
+		if (err->code != -ENOENT || path_exists(dir))
+			return err->code;
+		log_info("`%s` was deleted", name); /* its creation was undone */
+		return 0;
+	}
+	if (instance_inspect(home, name, &inst, err) < 0)
 		return err->code;
 	if (check_deletable(inst, force, err) < 0 || (force && launch_kill(inst, err) < 0) ||
 	    instance_remove(home, name, err) < 0)

@@ -171,6 +171,14 @@ static bool in_table(const struct flag *table, const char *name)
 	return false;
 }
 
+bool edit_flags_given(const struct args *a)
+{
+	for (size_t i = 0; i < a->n_given; i++)
+		if (in_table(edit_flags, a->given[i].flag->name))
+			return true;
+	return false;
+}
+
 /* @skip: flags to leave out, with a warning. Sets *ret_changed when one applied. */
 static int apply(const struct args *a, const struct flag *skip, struct buf *yaml, bool *ret_changed,
 		 struct error *err)

@@ -15,6 +15,8 @@ extern const struct flag edit_new_flags[];	/* create and start of a new instance
 
 /* Changes the YAML text in @yaml as the flags in @a say. */
 int edit_flags_apply(const struct args *a, struct buf *yaml, struct error *err);
+/* Is there a flag that would change an existing instance? */
+bool edit_flags_given(const struct args *a);
 /* Changes an existing instance's lima.yaml, checked first; no flag, no write.
  * Flags for new instances only are warned about and ignored. */
 int edit_flags_apply_to_instance(const struct args *a, const struct instance *inst,

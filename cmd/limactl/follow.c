@@ -208,6 +208,8 @@ static void add_tail(struct buf *out, const char *title, struct strv *lines)
 	size_t from = lines->len > TAIL_LINES ? lines->len - TAIL_LINES : 0;
 
 	for (size_t i = from; i < lines->len; i++) {
+		if (lines->items[i][0] == '#')
+			continue; /* the command line, which is a screenful */
 		scoped_free char *clean = log_escape(lines->items[i], 400);
 
 		buf_addf(out, "\n  %s: %s", title, clean);

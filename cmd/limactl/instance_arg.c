@@ -1,12 +1,16 @@
 #include "cmd/limactl/instance_arg.h"
 
 #include <errno.h>
+#include <signal.h>
 
+#include "cmd/limactl/launch.h"
 #include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/store/layout.h"
 #include "lib/store/lock.h"
+
+enum { TAKE_OVER_MS = 30 * 1000 };	/* a killed machine leaves the holder little to undo */
 
 const char *instance_arg_name(const struct args *a)
 {
@@ -45,15 +49,46 @@ int instance_arg_open(const char *name, char **ret_home, struct instance **ret, 
 	return 0;
 }
 
-int instance_arg_open_locked(const char *name, const char *verb, char **ret_home, int *ret_lock,
-			     struct instance **ret, struct error *err)
+/* Ends what the holder waits for, and the holder: it undoes what it began. */
+static int take_over(const char *home, const char *name, const char *dir, struct error *err)
+{
+	scoped_instance struct instance *inst = NULL;
+	struct lock_holder holder;
+
+	if (lock_instance_holder(dir, &holder) && holder.pid > 0 && kill(holder.pid, SIGTERM) == 0)
+		log_info("`limactl %s` (pid %d) is told to give up `%s`", holder.verb, (int)holder.pid,
+			 name);
+	if (inspect(home, name, &inst, err) < 0)
+		return err->code;
+	return launch_kill(inst, err);
+}
+
+int instance_arg_lock(const char *home, const char *name, const char *verb, bool force, int *ret_lock,
+		      struct error *err)
+{
+	scoped_free char *dir = layout_instance_dir(home, name);
+	int rc = lock_instance(dir, verb, ret_lock, err);
+
+	if (rc != -EBUSY)
+		return rc;
+	if (!force) {
+		scoped_free char *hint = xasprintf("; wait for it, or end it: limactl stop -f %s", name);
+		return error_append(err, hint);
+	}
+	if (take_over(home, name, dir, err) < 0)
+		return err->code;
+	return lock_instance_wait(dir, verb, TAKE_OVER_MS, ret_lock, err);
+}
+
+int instance_arg_open_locked(const char *name, const char *verb, bool force, char **ret_home,
+			     int *ret_lock, struct instance **ret, struct error *err)
 {
 	scoped_instance struct instance *first = NULL;
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
 
 	if (instance_arg_open(name, &home, &first, err) < 0 ||
-	    lock_instance(first->dir, verb, &lock, err) < 0)
+	    instance_arg_lock(home, name, verb, force, &lock, err) < 0)
 		return err->code;
 	/* it may have changed before the lock was ours */
 	if (inspect(home, name, ret, err) < 0)

@@ -9,9 +9,13 @@ const char *instance_arg_name(const struct args *a);
 /* $LIMA_HOME and the instance in it. An unknown name is an error that says how
  * to create it. */
 int instance_arg_open(const char *name, char **ret_home, struct instance **ret, struct error *err);
-/* As instance_arg_open, with the instance's lock held for @verb; inspected under it. */
-int instance_arg_open_locked(const char *name, const char *verb, char **ret_home, int *ret_lock,
-		      struct instance **ret, struct error *err);
+/* The instance's lock for @verb. With @force a command that holds it (a `start`
+ * that hangs in another terminal) is told to give up and its machine killed. */
+int instance_arg_lock(const char *home, const char *name, const char *verb, bool force, int *ret_lock,
+		      struct error *err);
+/* As instance_arg_open, with the instance's lock held; inspected under it. */
+int instance_arg_open_locked(const char *name, const char *verb, bool force, char **ret_home,
+			     int *ret_lock, struct instance **ret, struct error *err);
 /* Prints @err as the one fatal line and gives the exit code: 1, or 128 + signal
  * after an interrupt. */
 int verb_fail(const struct error *err);

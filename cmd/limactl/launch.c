@@ -229,9 +229,30 @@ static void undo_start(struct follow *f)
 	log_warn("the host agent (pid %d) does not end; limactl stop -f ends it", (int)f->ha_pid);
 }
 
+static pid_t running_qemu(const struct instance *inst)
+{
+	scoped_free char *path = layout_instance_file(inst->dir, FILE_QEMU_PID);
+
+	return pid_file_read(path, "qemu");
+}
+
+/* The host agent has ended: in order, or killed and QEMU without it? */
+static int check_stopped(const struct instance *inst, const struct follow *f, struct error *err)
+{
+	pid_t qemu = running_qemu(inst);
+
+	if (qemu)
+		return error_set(err, -EIO, "the host agent ended but QEMU (pid %d) still runs; "
+				 "limactl stop -f %s ends it", (int)qemu, inst->name);
+	if (f->reason[0])
+		log_warn("%s: %s", inst->name, f->reason);
+	return 0;
+}
+
 static int start_failed(const struct instance *inst, struct follow *f, struct error *err)
 {
 	scoped_free char *tail = NULL;
+	pid_t qemu;
 
 	if (err->code == -ECANCELED) {
 		undo_start(f);
@@ -244,6 +265,11 @@ static int start_failed(const struct instance *inst, struct follow *f, struct er
 	tail = follow_log_tail(inst->dir);
 	if (*tail)
 		log_info("last lines of the logs in %s:%s", inst->dir, tail);
+	qemu = running_qemu(inst);
+	if (qemu)
+		return error_set(err, err->code, "%s; QEMU (pid %d) still runs: limactl start %s takes it "
+				 "over, limactl stop -f %s ends it", err->msg, (int)qemu, inst->name,
+				 inst->name);
 	return err->code;
 }
 
@@ -295,20 +321,6 @@ static off_t log_size(const struct instance *inst)
 	scoped_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
 
 	return fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
-}
-
-/* The host agent has ended: in order, or killed and QEMU without it? */
-static int check_stopped(const struct instance *inst, const struct follow *f, struct error *err)
-{
-	scoped_free char *path = layout_instance_file(inst->dir, FILE_QEMU_PID);
-	pid_t qemu = pid_file_read(path, "qemu");
-
-	if (qemu)
-		return error_set(err, -EIO, "the host agent ended but QEMU (pid %d) still runs; "
-				 "limactl stop -f %s ends it", (int)qemu, inst->name);
-	if (f->reason[0])
-		log_warn("%s: %s", inst->name, f->reason);
-	return 0;
 }
 
 int launch_stop(const struct instance *inst, struct ui *ui, struct error *err)

@@ -36,7 +36,8 @@ static int restart(const struct args *a, struct ui *ui, struct error *err)
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
 
-	if (instance_arg_open_locked(instance_arg_name(a), "restart", &home, &lock, &before, err) < 0 ||
+	if (instance_arg_open_locked(instance_arg_name(a), "restart", false, &home, &lock, &before,
+				     err) < 0 ||
 	    edit_flags_apply_to_instance(a, before, err) < 0 ||
 	    stop_first(before, args_bool(a, "force", false), ui, err) < 0 ||
 	    instance_inspect(home, before->name, &inst, err) < 0)

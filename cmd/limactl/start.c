@@ -48,13 +48,16 @@ static int open_existing(const struct args *a, const char *name, struct ui *ui, 
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
 
-	if (instance_arg_open_locked(name, "start", &home, &lock, &before, err) < 0 ||
+	if (instance_arg_open_locked(name, "start", false, &home, &lock, &before, err) < 0 ||
 	    check_startable(before, err) < 0)
 		return err->code;
 	if (before->status != STATUS_RUNNING &&
 	    (edit_flags_apply_to_instance(a, before, err) < 0 ||
 	     instance_inspect(home, name, ret, err) < 0 || check_startable(*ret, err) < 0))
 		return err->code;
+	if (before->status == STATUS_RUNNING && edit_flags_given(a))
+		log_warn("`%s` is running, the flags that change it are ignored; use: limactl restart",
+			 name);
 	if (!*ret)
 		*ret = steal_ptr(&before);
 	if ((*ret)->status != STATUS_RUNNING) {

@@ -41,7 +41,7 @@ static int stop_name(const char *name, bool force, struct ui *ui, struct error *
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
 
-	if (instance_arg_open_locked(name, "stop", &home, &lock, &inst, err) < 0)
+	if (instance_arg_open_locked(name, "stop", force, &home, &lock, &inst, err) < 0)
 		return err->code;
 	return stop_instance(inst, force, ui, err);
 }

@@ -17,11 +17,14 @@ static void on_signal(int sig)
 void interrupt_install(void)
 {
 	struct sigaction sa = { .sa_handler = on_signal }; /* no SA_RESTART, on purpose */
+	struct sigaction before;
 
 	sigemptyset(&sa.sa_mask);
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
-	sigaction(SIGHUP, &sa, NULL);
+	sigaction(SIGHUP, NULL, &before);
+	if (before.sa_handler != SIG_IGN) /* nohup */
+		sigaction(SIGHUP, &sa, NULL);
 	signal(SIGPIPE, SIG_IGN);
 }
 

@@ -163,7 +163,7 @@ static void test_follow_log_tail_keeps_what_is_serious(void **state)
 	write_log("ha.stderr.log", "{\"level\":\"debug\",\"msg\":\"noise\"}\n"
 				   "{\"level\":\"error\",\"msg\":\"bad \\u001b[2J\"}\n"
 				   "ld.so: gone\n");
-	write_log("qemu.log", "qemu: no such device\n");
+	write_log("qemu.log", "# /usr/bin/qemu -long\nqemu: no such device\n");
 	scoped_free char *tail = follow_log_tail(dir);
 	assert_string_equal(tail, "\n  host agent: bad \\x1b[2J\n  host agent: ld.so: gone"
 				  "\n  qemu: qemu: no such device");
