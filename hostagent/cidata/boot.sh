@@ -15,7 +15,6 @@ mkdir -p -m 0755 $logs
 # to is remembered, so that other boots do not even ask.
 grow_root() {
 	[ -e /usr/lib/lima/lima-init ] || return 0	# cloud-init has growpart
-	read -r root_dev root_mnt root_rest </proc/mounts
 	while read -r root_dev root_mnt root_rest; do
 		case $root_mnt:$root_dev in /:/dev/*) break ;; esac
 	done </proc/mounts
@@ -47,7 +46,8 @@ upgrade_packages() {
 run_script() {
 	mode=$1 name=${2##*/} log=$logs/provision.$1.${2##*/}.log
 	shift 2
-	step "provision $mode ${name#"${name%%[!0]*}"}"
+	number=${name#"${name%%[!0]*}"}
+	step "provision[${number:-0}] ($mode)"
 	"$@" </dev/null >"$log" 2>&1 && return 0
 	code=$?
 	tail -n 20 "$log" >&2

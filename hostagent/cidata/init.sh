@@ -61,7 +61,7 @@ set_user() {
 			-s "$LIMA_CIDATA_SHELL" -d "$LIMA_CIDATA_HOME" "$LIMA_CIDATA_USER"
 	else
 		useradd -o -u "$LIMA_CIDATA_UID" -c "$LIMA_CIDATA_COMMENT" \
-			-s "$LIMA_CIDATA_SHELL" -d "$LIMA_CIDATA_HOME" -m -U "$LIMA_CIDATA_USER"
+			-s "$LIMA_CIDATA_SHELL" -d "$LIMA_CIDATA_HOME" -m -U -G adm,systemd-journal "$LIMA_CIDATA_USER"
 	fi || failed "cannot make the user $LIMA_CIDATA_USER"
 	group=$(id -g "$LIMA_CIDATA_USER")
 	install -d -m 0755 -o "$LIMA_CIDATA_UID" -g "$group" "$LIMA_CIDATA_HOME"
