@@ -308,10 +308,9 @@ static void on_datagram(struct udp_socket *u, struct msghdr *msg, size_t len)
 	uint32_t hash = hash_client(client);
 	struct flow *f = flow_find(u, client, hash);
 	uint8_t *copy = xmalloc(len ? len : 1);
-	bool fresh = !f;
 
 	memcpy(copy, msg->msg_iov->iov_base, len);
-	if (fresh)
+	if (!f)
 		f = flow_new(u, client, msg->msg_namelen, hash);
 	else
 		flow_touch(f);
@@ -320,7 +319,8 @@ static void on_datagram(struct udp_socket *u, struct msghdr *msg, size_t len)
 		flow_write(f, copy, len);
 	else
 		flow_queue(f, copy, len);
-	if (fresh && u->hub->lane)
+	/* also one whose own tunnel was turned away while the lane stayed */
+	if (!f->lane && u->hub->lane)
 		flow_dial(f);
 }
 

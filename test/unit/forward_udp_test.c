@@ -194,6 +194,28 @@ static void test_udp_refusal_ends_the_flow_not_the_forward(void **state)
 	fx_stop(&fx);
 }
 
+/* Only this flow's tunnel was turned away, the lane stays: no other lane comes. */
+static void test_udp_flow_turned_away_is_tried_again(void **state)
+{
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	char c = 0;
+
+	fx.lane.mode = MOCK_LANE_GONE;
+	assert_int_equal(send(fd, "x", 1, 0), 1);
+	fx_turn(&fx, 20);
+	assert_int_equal(fx.lane.now, 0);
+	fx.lane.mode = MOCK_ECHO;
+	assert_int_equal(send(fd, "y", 1, 0), 1);
+	assert_int_equal(fx_receive(&fx, fd, &c, 1), 1);
+	assert_int_equal(c, 'x');
+	assert_int_equal(fx_receive(&fx, fd, &c, 1), 1);
+	assert_int_equal(c, 'y');
+	close(fd);
+	fx_stop(&fx);
+}
+
 static void test_udp_stuck_guest_is_bounded(void **state)
 {
 	struct fx fx;
@@ -263,6 +285,7 @@ int main(void)
 		cmocka_unit_test(test_udp_most_idle_flow_makes_room),
 		cmocka_unit_test(test_udp_waits_for_a_lane_and_drops_the_oldest),
 		cmocka_unit_test(test_udp_refusal_ends_the_flow_not_the_forward),
+		cmocka_unit_test(test_udp_flow_turned_away_is_tried_again),
 		cmocka_unit_test(test_udp_stuck_guest_is_bounded),
 		cmocka_unit_test(test_udp_client_gone_before_the_answer),
 		cmocka_unit_test(test_udp_wildcard_answers_from_the_address_that_was_asked),
