@@ -49,7 +49,8 @@ struct forward_event {		/* becomes status.portForward, reference/hostagent.md §
 struct forward_options {
 	const struct config *config;	/* rules; borrowed for the forward's life */
 	uint16_t ssh_local_port;	/* never forwarded */
-	/* Exactly once per change. Never inside forward_new() or forward_close(). */
+	/* Once per change, but for a guest that makes tens of thousands of them:
+	 * then 20 a second. Never inside forward_new() or forward_close(). */
 	void (*event)(void *arg, const struct forward_event *ev);
 	void *arg;
 	struct forward_limits limits;

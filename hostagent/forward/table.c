@@ -1,15 +1,29 @@
 #include "hostagent/forward/table.h"
 
 #include <assert.h>
+#include <stdbool.h>
+#include <sys/random.h>
 
 #include "lib/base/mem.h"
 
 enum { TABLE_FIRST_SIZE = 16 };
 
+/* Chosen once: what is in a table was placed by it. */
+static uint32_t secret(void)
+{
+	static uint32_t key;
+	static bool chosen;
+
+	if (!chosen && getrandom(&key, sizeof(key), 0) != sizeof(key))
+		key = (uint32_t)(uintptr_t)&key;	/* no such system call: at least ASLR's */
+	chosen = true;
+	return key;
+}
+
 uint32_t table_hash(const void *key, size_t len, uint32_t seed)
 {
 	const uint8_t *p = key;
-	uint32_t h = seed ^ 2166136261u; /* FNV-1a, then murmur3's finish */
+	uint32_t h = seed ^ 2166136261u ^ secret(); /* FNV-1a, then murmur3's finish */
 
 	for (size_t i = 0; i < len; i++)
 		h = (h ^ p[i]) * 16777619u;

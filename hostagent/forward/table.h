@@ -23,7 +23,9 @@ struct table {
 	size_t len;
 };
 
-/* Spreads well for short keys; chains: table_hash(b, n, table_hash(a, m, 0)). */
+/* Loop thread. Spreads well for short keys; differs from process to process, since a
+ * guest chooses keys and could pile them up in one bucket.
+ * Chains: table_hash(b, n, table_hash(a, m, 0)). */
 uint32_t table_hash(const void *key, size_t len, uint32_t seed);
 
 void table_add(struct table *t, struct table_link *link, uint32_t hash);

@@ -11,7 +11,7 @@
  * and a reset on one side is a reset on the other.
  *
  * An idle connection holds no buffer. One that moves data is read in pieces of
- * 4 to 256 KiB, growing with what comes, which are handed to the lane as they
+ * 4 to 128 KiB, growing with what comes, which are handed to the lane as they
  * are; a lane that does not keep up stops the reading, a client that does not
  * keep up pauses the lane.
  */

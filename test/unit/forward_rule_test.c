@@ -5,11 +5,14 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "hostagent/forward/address.h"
 #include "hostagent/forward/rule.h"
+#include "hostagent/forward/table.h"
 #include "lib/base/mem.h"
 
 enum { SSH_PORT = 60022 };
@@ -241,6 +244,29 @@ static void test_rule_quiet_when_everything_is_ignored_first(void **state)
 	rule_set_done(&set);
 }
 
+/* The guest chooses the keys: it must not be able to know which ones collide. */
+static void test_table_hash_differs_from_process_to_process(void **state)
+{
+	uint32_t theirs = 0, ours;
+	int fds[2], status;
+	pid_t pid;
+
+	assert_int_equal(pipe(fds), 0);
+	pid = fork();
+	if (pid == 0) {
+		theirs = table_hash("guest", 5, 0);
+		_exit(write(fds[1], &theirs, sizeof(theirs)) != sizeof(theirs));
+	}
+	assert_true(pid > 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(read(fds[0], &theirs, sizeof(theirs)), sizeof(theirs));
+	ours = table_hash("guest", 5, 0);
+	assert_int_equal(ours, table_hash("guest", 5, 0));
+	assert_int_not_equal(ours, theirs);
+	close(fds[0]);
+	close(fds[1]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -253,6 +279,7 @@ int main(void)
 		cmocka_unit_test(test_rule_guest_sockets_swallow_nothing),
 		cmocka_unit_test(test_rule_host_side),
 		cmocka_unit_test(test_rule_quiet_when_everything_is_ignored_first),
+		cmocka_unit_test(test_table_hash_differs_from_process_to_process),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
