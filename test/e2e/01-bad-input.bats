@@ -94,7 +94,7 @@ nothing_was_made() {
 	qemu-img create -q -f qcow2 -b "$BATS_TEST_TMPDIR/secret.raw" -F raw "$BATS_TEST_TMPDIR/i.qcow2"
 	write t.yaml <<< "images: [{location: $BATS_TEST_TMPDIR/i.qcow2}]"
 	run create
-	fails_with 1 "backing file"
+	fails_with 1 "names another file"
 	nothing_was_made
 }
 
@@ -108,8 +108,12 @@ nothing_was_made() {
 
 @test "a missing QEMU is told with the package to install" {
 	write t.yaml <<< 'images: [{location: "mmdebstrap:bookworm"}]'
-	QEMU_SYSTEM_X86_64=/no/such/qemu run limactl start --tty=false --name t "$BATS_TEST_TMPDIR/t.yaml"
+	mkdir "$BATS_TEST_TMPDIR/bin"
+	ln -s "$(command -v limactl)" "$BATS_TEST_TMPDIR/bin/limactl"
+	PATH=$BATS_TEST_TMPDIR/bin run limactl start --tty=false --name t "$BATS_TEST_TMPDIR/t.yaml"
 	fails_with 1 "qemu-system-x86"
+	QEMU_SYSTEM_X86_64=/no/such/qemu run limactl start --tty=false --name t "$BATS_TEST_TMPDIR/t.yaml"
+	fails_with 1 "/no/such/qemu"
 	nothing_was_made
 }
 
