@@ -11,6 +11,7 @@
 #include "drivers/qemu/args.h"
 #include "drivers/qemu/binary.h"
 #include "drivers/qemu/endpoint.h"
+#include "drivers/qemu/machine.h"
 #include "drivers/qemu/validate.h"
 #include "lib/base/child.h"
 #include "lib/base/log.h"
@@ -27,7 +28,6 @@ enum {
 	END_AFTER_QMP_MS = 3000,	/* QMP lost at start: QEMU's exit is next, with the cause */
 	RECONNECT_MS = 2000,
 	ROOM_CHECK_MS = 5000,
-	CMDLINE_MAX_BYTES = 4096,	/* COMMAND_LINE_SIZE is 2048 on x86 */
 };
 #define ROOM_MIN_BYTES (UINT64_C(256) << 20)	/* before a VM paused by a full disk goes on */
 
@@ -545,105 +545,21 @@ static int spawn_qemu(struct qemu_vm *vm, const struct strv *argv, struct error 
 	return rc;
 }
 
-/* Name relative to the instance directory when the file is there, else NULL. */
-static const char *if_there(struct qemu_vm *vm, enum instance_file f)
-{
-	scoped_free char *path = file(vm, f);
-
-	return path_exists(path) ? layout_file_name(f) : NULL;
-}
-
-static int find_firmware(struct qemu_vm *vm, struct qemu_firmware *ret, struct error *err)
-{
-	scoped_free char *own = file(vm, FILE_EFI_CODE), *prefix = qemu_binary_prefix(&vm->program);
-	struct qemu_firmware_search where = { own, getenv("HOME"), prefix, "" };
-
-	return qemu_firmware_find(vm->spec->config->arch, &where, ret, err);
-}
-
-/* QEMU is always told the disk's format: left to guess, it would follow whatever
- * a guest wrote into the first sector of a raw disk. We look at every start, and
- * a disk that points outside itself is refused, so a raw disk which a guest
- * dressed up as qcow2 cannot make QEMU open a file of the host (users-want.md F). */
-static int check_disk(const char *path, struct disk_info *ret, struct error *err)
-{
-	if (disk_inspect(path, ret, err) < 0)
-		return err->code;
-	if (ret->has_backing)
-		return error_set(err, -EPERM, "%s: refused, it names another file as part of itself "
-				 "(backing or data file); qemu-img convert makes it whole", path);
-	if (!streq(ret->format, "qcow2") && !streq(ret->format, "raw"))
-		return error_set(err, -EINVAL, "%s: refused, it begins like a %s image; only qcow2 and "
-				 "raw are run", path, ret->format);
-	return 0;
-}
-
-/* Kernel command line as a file, its last newline not part of it; caller frees. */
-static int read_cmdline(struct qemu_vm *vm, char **ret, struct error *err)
-{
-	scoped_free char *path = file(vm, FILE_KERNEL_CMDLINE);
-	scoped_buf struct buf b = { 0 };
-
-	if (!path_exists(path))
-		return 0;
-	if (path_read_file(path, CMDLINE_MAX_BYTES, &b, err) < 0)
-		return err->code;
-	while (b.len && strchr("\r\n ", b.data[b.len - 1]))
-		b.data[--b.len] = 0;
-	*ret = buf_steal_str(&b);
-	return 0;
-}
-
-static int build_argv(struct qemu_vm *vm, const struct qemu_version *version,
-		      enum qemu_accel_kind accel, struct strv *ret, struct error *err)
-{
-	const struct config *c = vm->spec->config;
-	const struct qemu_arch *arch = qemu_arch_find(c->arch);
-	scoped_free char *disk = file(vm, FILE_DISK), *cmdline = NULL;
-	struct qemu_firmware firmware = { 0 };
-	struct disk_info disk_info;
-	char mac[DRIVER_MAC_SIZE];
-	struct qemu_args_input in = {
-		.name = vm->spec->name,
-		.config = c,
-		.program = &vm->program,
-		.version = *version,
-		.accel = accel,
-		.sandbox = vm->sandbox,
-		.mac = driver_mac(vm->spec->dir, mac),
-		.ssh_port = vm->spec->ssh_port,
-		.disk = layout_file_name(FILE_DISK),
-		.iso = if_there(vm, FILE_ISO),
-		.cidata = if_there(vm, FILE_CIDATA),
-		.kernel = if_there(vm, FILE_KERNEL),
-		.initrd = if_there(vm, FILE_INITRD),
-		.serial_log = layout_file_name(FILE_SERIAL_LOG),
-		.pid_file = layout_file_name(FILE_QEMU_PID),
-	};
-	int rc;
-
-	if (check_disk(disk, &disk_info, err) < 0 || read_cmdline(vm, &cmdline, err) < 0)
-		return err->code;
-	in.disk_format = disk_info.format;
-	in.cmdline = cmdline;
-	if (!in.kernel && !(c->firmware.legacy_bios && arch->has_legacy_bios)) {
-		if (find_firmware(vm, &firmware, err) < 0)
-			return err->code;
-		in.firmware = &firmware;
-	}
-	rc = qemu_args_build(&in, ret, err);
-	free(firmware.path);
-	return rc;
-}
-
 static int launch(struct qemu_vm *vm, const struct qemu_version *version, struct error *err)
 {
 	const struct config *c = vm->spec->config;
 	const struct qemu_arch *arch = qemu_arch_find(c->arch);
 	struct qemu_accel accel = qemu_accel_choose(c->arch, NULL);
+	struct qemu_machine machine = {
+		.spec = vm->spec,
+		.program = &vm->program,
+		.version = version,
+		.accel = accel.kind,
+		.sandbox = vm->sandbox,
+	};
 	scoped_strv struct strv argv = { 0 };
 
-	if (build_argv(vm, version, accel.kind, &argv, err) < 0 || spawn_qemu(vm, &argv, err) < 0)
+	if (qemu_machine_argv(&machine, &argv, err) < 0 || spawn_qemu(vm, &argv, err) < 0)
 		return err->code;
 	vm->state = VM_CONNECTING;
 	vm->info.pid = process_pid(vm->process);
