@@ -8,7 +8,7 @@
 enum { MIB = 1 << 20 };
 
 /* tcg_cpu: everything TCG can do. Booting Debian 13 to sshd's banner, 2 vCPUs of
- * 2 busy cores, median CPU seconds of QEMU over 15 runs each: qemu64 11.7, max
+ * 2 busy cores, median CPU seconds of QEMU in 7 to 15 runs: qemu64 11.7, max
  * 12.6; Nehalem and Haswell 14.2 (an Intel name makes the kernel split its page
  * tables against Meltdown). la57=off, no smap, no avx: within the noise of 1 s.
  * qemu64 is not worth its price: it lacks SSE4 and AVX, without which x86-64-v2
