@@ -15,6 +15,9 @@
 enum {
 	BACKOFF_FIRST_MS = 50,
 	BACKOFF_MAX_MS = 2000,
+	LASTED_MS = 10 * 1000,		/* a session this long was a real one: the next try
+					 * is quick again. A guest that greets and breaks off
+					 * at once must not keep us busy, nor fill the log */
 	SSH_CONNECT_MAX_MS = 10000,	/* nothing behind the forwarded socket */
 	TIME_SYNC_MS = 30000,
 };
@@ -38,6 +41,7 @@ struct session {		/* one guest_client; freed when that is closed */
 	struct way *way;
 	struct guest_client *client;
 	struct lane *lane;	/* from ready on */
+	uint64_t ready_ms;	/* uv_now() when it became so */
 	bool closing;
 };
 
@@ -88,6 +92,12 @@ static void way_try_later(struct way *w)
 	w->backoff_ms = MIN(w->backoff_ms * 2, (unsigned)BACKOFF_MAX_MS);
 }
 
+static void forget_backoff(struct guest_link *l)
+{
+	for (size_t i = 0; i < WAY_COUNT; i++)
+		l->ways[i].backoff_ms = BACKOFF_FIRST_MS;
+}
+
 /* --- one connection ------------------------------------------------------ */
 
 static void on_client_closed(void *arg)
@@ -119,6 +129,8 @@ static void session_close(struct session *s)
 		l->syncing = false;
 		uv_timer_stop(&l->sync);
 		forward_set_lane(l->o.forward, NULL);
+		if (uv_now(&l->o.loop->uv) - s->ready_ms >= LASTED_MS)
+			forget_backoff(l);
 		for (size_t i = 0; i < WAY_COUNT; i++)
 			if (!l->ways[i].session)
 				way_try_later(&l->ways[i]);
@@ -173,10 +185,10 @@ static void on_ready(void *arg, const Info *info)
 	if (s->closing || l->closing || l->ready)
 		return;
 	l->ready = s;
+	s->ready_ms = uv_now(&l->o.loop->uv);
 	for (size_t i = 0; i < WAY_COUNT; i++) {
 		struct way *w = &l->ways[i];
 
-		w->backoff_ms = BACKOFF_FIRST_MS;
 		uv_timer_stop(&w->retry);
 		if (w->session && w->session != s)
 			session_close(w->session);
