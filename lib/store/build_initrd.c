@@ -13,7 +13,7 @@ enum { FILE_MAX_BYTES = 64 << 20 };
 /* The disk first, then what the seed (a SCSI CD), the network and the agent's
  * port need: loaded here it costs a tenth of what udev takes for it. */
 static const char *const wanted_modules[] = {
-	"virtio_pci", "virtio_mmio", "virtio_scsi", "sr_mod", "isofs", "virtio_blk", "ext4",
+	"virtio_pci", "virtio_scsi", "sr_mod", "isofs", "virtio_blk", "ext4",
 	"virtio_net", "virtio_console", NULL,
 };
 static const char *const applets[] = {

@@ -6,7 +6,7 @@
 #include "lib/store/build_impl.h"
 
 #define SCHEME "mmdebstrap:"
-#define VERSION "1"	/* raise it when this code changes what an image is */
+#define VERSION "2"	/* raise it when this code changes what an image is */
 
 /* systemd ≥ 252 and a kernel with what guests need; older ones were not tried. */
 static const char *const suites[] = { "bookworm", "trixie", "forky", "sid" };

@@ -72,12 +72,14 @@ mask apt-daily.timer apt-daily-upgrade.timer
 mask dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
 	sys-fs-fuse-connections.mount sys-kernel-config.mount \
 	kmod-static-nodes.service systemd-remount-fs.service
+# /tmp is on the disk, which is large where memory is not.
+mask tmp.mount run-lock.mount
 # Nothing to do for them: the host gives entropy (virtio-rng), who and last have no
 # terminal to tell of, nobody is kept from logging in while the system boots, and
 # the journal stays in memory (drop the file 60-lima.conf to change that).
 mask systemd-random-seed.service systemd-update-utmp.service \
 	systemd-update-utmp-runlevel.service systemd-user-sessions.service \
-	systemd-journal-flush.service
+	systemd-journal-flush.service systemd-udev-load-credentials.service
 mkdir -p "$root"/etc/tmpfiles.d "$root"/etc/systemd/journald.conf.d
 ln -sf /dev/null "$root"/etc/tmpfiles.d/systemd-nologin.conf
 printf '[Journal]\nStorage=volatile\n' >"$root"/etc/systemd/journald.conf.d/60-lima.conf
@@ -95,10 +97,11 @@ mask modprobe@drm.service modprobe@loop.service modprobe@dm_mod.service \
 	modprobe@configfs.service modprobe@fuse.service modprobe@efi_pstore.service
 
 # Generators are programs run one by one at each boot and daemon-reload, for
-# hardware and set-ups this image does not have.
+# hardware and set-ups this image does not have. (The one for ssh loads every
+# kind of vsock there is, just to see whether one works.)
 mkdir -p "$root"/etc/systemd/system-generators
 for generator in bless-boot cryptsetup debug getty gpt-auto hibernate-resume integritysetup \
-	system-update veritysetup run rc-local tpm2; do
+	system-update veritysetup run rc-local ssh tpm2; do
 	[ ! -e "$root/usr/lib/systemd/system-generators/systemd-$generator-generator" ] ||
 		ln -sf /dev/null "$root/etc/systemd/system-generators/systemd-$generator-generator"
 done
