@@ -21,7 +21,7 @@ function(lima_embed symbol out_var)
 		string(APPEND rows "\t{ \"${name}\", ${symbol}_${n}, ${symbol}_${n}_end },\n")
 		math(EXPR n "${n} + 1")
 	endforeach()
-	file(CONFIGURE OUTPUT ${c} @ONLY CONTENT "/* made by cmake/embed.cmake */
+	file(CONFIGURE OUTPUT ${c} @ONLY CONTENT "/* made by lib/store/embed.cmake */
 #include \"lib/store/embed.h\"
 
 #define HIDDEN __attribute__((visibility(\"hidden\")))
