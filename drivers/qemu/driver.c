@@ -346,12 +346,17 @@ static void on_qmp_event(void *arg, const char *name, json_t *data)
 /* --- QMP comes up ------------------------------------------------------------------- */
 
 static void connect_qmp(struct qemu_vm *vm);
+static void adopt_failed(struct qemu_vm *vm);
 
+/* What we began we end; what ran before goes on running. */
 static void give_up_start(struct qemu_vm *vm)
 {
 	error_wrap(&vm->why, "QEMU (pid %d) runs but its control channel does not work",
 		   vm->info.pid);
-	fail_start(vm);
+	if (vm->adopted)
+		adopt_failed(vm);
+	else
+		fail_start(vm);
 }
 
 /* A running VM stays a running VM without QMP; it is only less well looked after. */
@@ -407,7 +412,10 @@ static void on_status(void *arg, json_t *ret, const struct error *err)
 	struct qemu_vm *vm = arg;
 	const char *status = json_string_value(json_object_get(ret, "status"));
 
-	if (err->code == -ECANCELED || (err->code && vm->state == VM_RUNNING))
+	/* A stop that came in between has its own way to the end, and after a
+	 * lost connection on_qmp_closed() knows how to go on. */
+	if (vm->stop || err->code == -ECANCELED || err->code == -ECONNRESET ||
+	    (err->code && vm->state == VM_RUNNING))
 		return;
 	if (err->code || !status) {
 		vm->why = *err;
@@ -418,8 +426,7 @@ static void on_status(void *arg, json_t *ret, const struct error *err)
 	}
 	log_info("driver: QEMU %s, %s, pid %d, %s", vm->info.version, vm->info.accel, vm->info.pid,
 		 status);
-	if (!vm->stop)
-		uv_timer_stop(&vm->turn);
+	uv_timer_stop(&vm->turn);
 	if (vm->state == VM_CONNECTING) {
 		vm->state = VM_RUNNING;
 		write_pid_file(vm);
@@ -455,15 +462,20 @@ static void on_qmp_ready(void *arg, const struct qemu_version *version)
 	qmp_call(vm->qmp, "query-status", NULL, QMP_CALL_MS, on_status, vm);
 }
 
-static int open_qmp(struct qemu_vm *vm, struct error *err)
+/* Takes the connected @fd. */
+static int talk_qmp(struct qemu_vm *vm, int fd, struct error *err)
 {
 	const struct qmp_callbacks cb = { on_qmp_ready, on_qmp_event, on_qmp_closed, vm };
+
+	return qmp_open(vm->loop, fd, GREETING_MS, &cb, &vm->qmp, err);
+}
+
+static int open_qmp(struct qemu_vm *vm, struct error *err)
+{
 	scoped_free char *path = file(vm, FILE_QMP_SOCK);
 	int fd;
 
-	if (endpoint_connect(path, &fd, err) < 0)
-		return err->code;
-	return qmp_open(vm->loop, fd, GREETING_MS, &cb, &vm->qmp, err);
+	return endpoint_connect(path, &fd, err) < 0 ? err->code : talk_qmp(vm, fd, err);
 }
 
 /* Again, after the connection of a running VM was lost. */
@@ -526,10 +538,15 @@ static void close_all(int fds[ARRAY_SIZE(sockets)])
 			close(fds[i]);
 }
 
-static int spawn_qemu(struct qemu_vm *vm, const struct strv *argv, struct error *err)
+/* Spawns it with our end of the QMP connection made beforehand: it waits in the
+ * backlog, and a QEMU that ends at once is told by its exit and its words, not
+ * by a refused connect. */
+static int spawn_qemu(struct qemu_vm *vm, const struct strv *argv, int *ret_qmp_fd,
+		      struct error *err)
 {
 	int fds[ARRAY_SIZE(sockets)] = { -1, -1, -1 };
-	scoped_free char *log = file(vm, FILE_QEMU_LOG);
+	scoped_free char *log = file(vm, FILE_QEMU_LOG), *qmp = file(vm, FILE_QMP_SOCK);
+	scoped_fd int qmp_fd = -1;
 	const struct process_spec spec = {
 		.argv = (const char *const *)argv->items,
 		.cwd = vm->spec->dir,
@@ -540,8 +557,14 @@ static int spawn_qemu(struct qemu_vm *vm, const struct strv *argv, struct error 
 	int rc = listen_all(vm, fds, err);
 
 	if (rc >= 0)
+		rc = endpoint_connect(qmp, &qmp_fd, err);
+	if (rc >= 0)
 		rc = process_spawn(vm->loop, &spec, on_exit_seen, vm, &vm->process, err);
 	close_all(fds);	/* from now on only QEMU listens: if it ends, so do the sockets */
+	if (rc < 0)
+		remove_files(vm);
+	else
+		*ret_qmp_fd = steal_fd(&qmp_fd);
 	return rc;
 }
 
@@ -558,8 +581,10 @@ static int launch(struct qemu_vm *vm, const struct qemu_version *version, struct
 		.sandbox = vm->sandbox,
 	};
 	scoped_strv struct strv argv = { 0 };
+	int qmp_fd;
 
-	if (qemu_machine_argv(&machine, &argv, err) < 0 || spawn_qemu(vm, &argv, err) < 0)
+	if (qemu_machine_argv(&machine, &argv, err) < 0 ||
+	    spawn_qemu(vm, &argv, &qmp_fd, err) < 0)
 		return err->code;
 	vm->state = VM_CONNECTING;
 	vm->info.pid = process_pid(vm->process);
@@ -567,7 +592,7 @@ static int launch(struct qemu_vm *vm, const struct qemu_version *version, struct
 	snprintf(vm->info.accel, sizeof(vm->info.accel), "%s", qemu_accel_name(accel.kind));
 	snprintf(vm->info.machine, sizeof(vm->info.machine), "%.*s",
 		 (int)strcspn(arch->machine, ","), arch->machine);
-	if (open_qmp(vm, err) < 0)
+	if (talk_qmp(vm, qmp_fd, err) < 0)
 		return err->code;
 	if (accel.kind == QEMU_TCG)
 		notice(vm, "using TCG (slow): %s", accel.reason);
@@ -716,8 +741,6 @@ static void nothing_to_stop(struct qemu_vm *vm)
 {
 	struct error none = ERROR_NONE, canceled = ERROR_NONE;
 
-	if (vm->question)
-		child_close(steal_ptr(&vm->question));
 	vm->state = VM_GONE;
 	error_set(&canceled, -ECANCELED, "stopped while it was starting");
 	start_is_done(vm, &canceled);
@@ -745,6 +768,8 @@ static void qemu_stop(struct driver *d, bool force, driver_done_fn done, void *a
 	w->next = vm->waiters;
 	vm->waiters = w;
 	if (!vm->process) {
+		if (vm->question)	/* its answer must not go on with the start */
+			child_close(steal_ptr(&vm->question));
 		later(vm, 0, nothing_to_stop);
 	} else if (!vm->stop) {
 		uv_timer_stop(&vm->turn);

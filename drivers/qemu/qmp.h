@@ -8,6 +8,8 @@
  * QEMU is not trusted much more than the guest inside it: a line is bounded
  * before it is kept, and anything that is not QMP ends the connection.
  *
+ * The process ignores SIGPIPE: libuv writes with write(2), and QEMU may die.
+ *
  *   qmp_open → ready() → any number of qmp_call() → closed() or qmp_close()
  *
  * A reply callback runs exactly once, on the loop, never before qmp_call()

@@ -21,6 +21,7 @@
 #include <cmocka.h>
 
 #include "drivers/qemu/driver.h"
+#include "drivers/qemu/endpoint.h"
 #include "lib/base/clock.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
@@ -199,6 +200,7 @@ static void finish(struct vm *vm)
 	struct error err = ERROR_NONE;
 
 	qemu_driver_ops.close(vm->driver);
+	uv_run(&vm->loop.uv, UV_RUN_DEFAULT);	/* a killed child is still to be reaped */
 	uv_close((uv_handle_t *)&vm->guard, NULL);
 	assert_int_equal(loop_done(&vm->loop), 0);
 	assert_false(vm->after_exit);
@@ -563,6 +565,59 @@ static void test_driver_stop_between_spawn_and_greeting(void **state)
 	finish(&vm);
 }
 
+/* The turn of the loop in which it happens is left to chance: stop after one
+ * turn, after two, … until the start is done first. */
+static void test_driver_stop_at_every_turn(void **state)
+{
+	bool start_was_first = false;
+
+	for (int turns = 1; !start_was_first && turns < 200; turns++) {
+		struct vm vm;
+
+		begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+		qemu_driver_ops.start(vm.driver, on_done, &vm.started);
+		for (int i = 0; i < turns && !vm.started.n; i++)
+			uv_run(&vm.loop.uv, UV_RUN_ONCE);
+		start_was_first = vm.started.n;
+		stop(&vm, true);
+		assert_int_equal(vm.started.n, 1);
+		assert_int_equal(vm.started.err.code, start_was_first ? 0 : -ECANCELED);
+		assert_int_equal(vm.n_event[DRIVER_EXITED], start_was_first);
+		assert_no_files_left(&vm);
+		finish(&vm);
+	}
+	assert_true(start_was_first);
+}
+
+/* Something that is not QMP answers there: not ours to kill, we only looked. */
+static void test_driver_adopt_spares_what_it_cannot_talk_to(void **state)
+{
+	scoped_fd int listener = -1, peer = -1;
+	struct error err = ERROR_NONE;
+	pid_t pid = fork();
+	struct vm vm;
+	int status;
+
+	if (pid == 0)
+		for (;;)
+			pause();
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	scoped_free char *pid_path = file(&vm, FILE_QEMU_PID), *qmp = file(&vm, FILE_QMP_SOCK);
+	assert_int_equal(pid_file_write(pid_path, pid, &err), 0);
+	assert_int_equal(endpoint_listen(qmp, &listener, &err), 0);
+	assert_int_equal(fcntl(listener, F_SETFL, O_NONBLOCK), 0);
+	qemu_driver_ops.adopt(vm.driver, on_done, &vm.started);
+	run_until(&vm, (peer = accept(listener, NULL, NULL)) >= 0);
+	assert_int_equal(write(peer, "hello\n", 6), 6);
+	run_until(&vm, vm.started.n);
+	assert_int_equal(vm.started.err.code, -EPROTO);
+	assert_non_null(strstr(vm.started.err.msg, "control channel does not work"));
+	assert_int_equal(waitpid(pid, &status, WNOHANG), 0);	/* it lives */
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	finish(&vm);
+}
+
 static void test_driver_close_during_start(void **state)
 {
 	struct vm vm;
@@ -664,6 +719,8 @@ int main(void)
 		cmocka_unit_test(test_driver_disk_that_became_qcow2),
 		cmocka_unit_test(test_driver_stop_during_start),
 		cmocka_unit_test(test_driver_stop_between_spawn_and_greeting),
+		cmocka_unit_test(test_driver_stop_at_every_turn),
+		cmocka_unit_test(test_driver_adopt_spares_what_it_cannot_talk_to),
 		cmocka_unit_test(test_driver_close_during_start),
 		cmocka_unit_test(test_driver_program_is_no_qemu),
 		cmocka_unit_test(test_driver_host_disk_is_full),
