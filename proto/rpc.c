@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -134,6 +135,20 @@ static void *queue_thread(void *arg)
 	}
 }
 
+/* gRPC's timer threads look at their empty lists once a second each, out of step,
+ * and there is no setting for it. Threads inherit the timer slack of their maker
+ * (PR_SET_TIMERSLACK(2const)): with a second of it the looks fall together, about
+ * one in two seconds, and a keepalive may come a second late. */
+static void init_grpc(void)
+{
+	enum { SLACK_NS = 1000 * 1000 * 1000 };
+	int before = prctl(PR_GET_TIMERSLACK);
+
+	prctl(PR_SET_TIMERSLACK, SLACK_NS);
+	grpc_init();
+	prctl(PR_SET_TIMERSLACK, before > 0 ? before : 0);	/* 0: the default again */
+}
+
 int rpc_new(struct loop *loop, struct rpc **ret, struct error *err)
 {
 	scoped_free struct rpc *rpc = xnew(struct rpc);
@@ -141,7 +156,7 @@ int rpc_new(struct loop *loop, struct rpc **ret, struct error *err)
 
 	rpc->loop = loop;
 	gpr_set_log_function(on_grpc_log);
-	grpc_init();
+	init_grpc();
 	rpc->queue = grpc_completion_queue_create_for_next(NULL);
 	rc = -pthread_create(&rpc->thread, NULL, queue_thread, rpc);
 	if (rc < 0) {
