@@ -647,21 +647,27 @@ static void test_driver_program_is_no_qemu(void **state)
 	unsetenv("QEMU_SYSTEM_X86_64");
 }
 
+static bool put(const char *path, const char *text)
+{
+	scoped_fd int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	return fd >= 0 && write(fd, text, strlen(text)) >= 0;
+}
+
 /* A mount namespace of our own, with a user namespace around it when we are
  * nobody special. */
 static bool enter_namespace(void)
 {
-	char map[64];
 	uid_t uid = geteuid();
+	scoped_free char *uid_map = xasprintf("0 %u 1", uid);
+	scoped_free char *gid_map = xasprintf("0 %u 1", getegid());
 
 	if (unshare(uid == 0 ? CLONE_NEWNS : CLONE_NEWUSER | CLONE_NEWNS) < 0)
 		return false;
-	if (uid != 0) {
-		snprintf(map, sizeof(map), "0 %u 1", uid);
-		scoped_fd int fd = open("/proc/self/uid_map", O_WRONLY | O_CLOEXEC);
-		if (fd < 0 || write(fd, map, strlen(map)) < 0)
-			return false;
-	}
+	/* user_namespaces(7): a gid may be mapped once setgroups is given up */
+	if (uid != 0 && (!put("/proc/self/setgroups", "deny") ||
+			 !put("/proc/self/uid_map", uid_map) || !put("/proc/self/gid_map", gid_map)))
+		return false;
 	return mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
 }
 
