@@ -71,7 +71,8 @@ mask apt-daily.timer apt-daily-upgrade.timer
 # nodes that load a module when opened, the root file system writable.
 mask dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
 	sys-fs-fuse-connections.mount sys-kernel-config.mount \
-	kmod-static-nodes.service systemd-remount-fs.service
+	kmod-static-nodes.service systemd-tmpfiles-setup-dev.service \
+	systemd-tmpfiles-setup-dev-early.service systemd-remount-fs.service
 # /tmp is on the disk, which is large where memory is not.
 mask tmp.mount run-lock.mount
 # Nothing to do for them: the host gives entropy (virtio-rng), who and last have no
@@ -87,8 +88,7 @@ printf '[Journal]\nStorage=volatile\n' >"$root"/etc/systemd/journald.conf.d/60-l
 rm -f "$root"/etc/modules-load.d/modules.conf "$root"/usr/lib/binfmt.d/python3*.conf
 
 # The first thing somebody waits for is sshd: what it does not need comes after.
-for unit in systemd-udevd systemd-udev-trigger systemd-tmpfiles-setup \
-	systemd-tmpfiles-setup-dev systemd-tmpfiles-setup-dev-early systemd-sysctl; do
+for unit in systemd-udevd systemd-udev-trigger systemd-tmpfiles-setup systemd-sysctl; do
 	mkdir -p "$units/$unit.service.d"
 	printf '[Unit]\nAfter=ssh.service\n' >"$units/$unit.service.d/60-lima.conf"
 done
@@ -114,6 +114,10 @@ awk -v session="$session" '/pam_motd\.so|pam_mail\.so/ { next }
 	$1 == "@include" && $2 == "common-session" { print session; next } { print }' \
 	"$root"/etc/pam.d/sshd >"$work/pam-sshd"
 cat "$work/pam-sshd" >"$root"/etc/pam.d/sshd
+
+# Every login shell asks who it is. bash knows; starting id for it would take half
+# of what `limactl shell INSTANCE true` does.
+sed -i 's/\$(id -u)/${EUID:-$(id -u)}/' "$root"/etc/profile
 
 # The initrd makes the device nodes of modules that load when they are opened.
 sed -n 's/^[^# ]* \([^ ]*\) \([bc]\)\([0-9]*\):\([0-9]*\)$/\1 \2 \3 \4/p' \
