@@ -85,14 +85,16 @@ struct qemu_accel qemu_accel_choose(enum arch guest, const struct qemu_accel_pro
 	if (guest != p->host)
 		return tcg("the guest is %s, this machine %s", arch_name(guest),
 			   arch_name(p->host));
+	/* before the permission: nobody should join a group for a device that hangs */
+	if (p->host == ARCH_X86_64 && access(p->kvm_path, F_OK) == 0 &&
+	    !cpu_can_virtualize(p->cpuinfo_path))
+		return tcg("%s exists but this CPU shows neither vmx nor svm", p->kvm_path);
 	fd = open(p->kvm_path, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return cannot_open(p->kvm_path, -errno);
 	rc = p->kvm_api_version(fd);
 	if (rc != KVM_API)
 		return tcg("%s exists but answers API version %d, not %d", p->kvm_path, rc, KVM_API);
-	if (p->host == ARCH_X86_64 && !cpu_can_virtualize(p->cpuinfo_path))
-		return tcg("%s exists but this CPU shows neither vmx nor svm", p->kvm_path);
 	rc = p->kvm_make_vm(fd);
 	if (rc == -EBUSY)
 		return tcg("%s is busy: another hypervisor (VirtualBox, VMware) uses the CPU's "
