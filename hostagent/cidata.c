@@ -55,7 +55,7 @@ int cidata_instance_id(const char *dir, char **ret, struct error *err)
 	buf_add_str(&b, "iid-");
 	add_hex(&b, random, sizeof(random));
 	buf_add_str(&b, "\n");
-	if (path_write_file(path, b.data, b.len, 0644, err) < 0)
+	if (path_write_file(path, b.data, b.len, 0600, err) < 0)
 		return err->code;
 	*ret = xstrndup((char *)b.data, b.len - 1);
 	return 0;

@@ -202,8 +202,8 @@ static int read_kernel_version(const struct entry *e, char **ret, struct error *
 	strv_split(&versions, buf_str(&b), "\n");
 	if (versions.len != 1)
 		return error_set(err, -EINVAL,
-				 "the packages bring %zu kernels instead of one; leave kernels out of "
-				 "`include`", versions.len);
+				 "the packages bring %zu kernels instead of one; leave kernels out "
+				 "of `include`", versions.len);
 	*ret = xstrdup(versions.items[0]);
 	return 0;
 }
@@ -214,7 +214,8 @@ static int take_kernel(const struct entry *e, const char *version, struct error 
 	scoped_free char *to = xasprintf("%s/kernel", e->out);
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-		scoped_free char *from = xasprintf("%s/root/boot/%s-%s", e->work, names[i], version);
+		scoped_free char *from = xasprintf("%s/root/boot/%s-%s", e->work, names[i],
+						   version);
 		scoped_buf struct buf b = { 0 };
 
 		if (!path_exists(from))
@@ -236,7 +237,8 @@ static int write_cmdline(const struct entry *e, const struct build_spec *spec,
 	scoped_free char *path = xasprintf("%s/cmdline", e->out);
 	scoped_free char *inputs_path = xasprintf("%s/inputs", e->out);
 	scoped_free char *text = xasprintf("root=LABEL=lima-root rw console=%s quiet "
-					   "systemd.show_status=no net.ifnames=0 panic=3\n", spec->console);
+					   "systemd.show_status=no net.ifnames=0 panic=3\n",
+					   spec->console);
 
 	if (path_write_file(inputs_path, inputs->data, inputs->len, 0644, err) < 0)
 		return err->code;
