@@ -29,9 +29,26 @@ struct lane_callbacks {
 	void *arg;
 };
 
+/* A lane that takes the client's socket and moves its bytes by itself. */
+struct lane_relay {
+	int fd;			/* non-blocking stream socket, in no handle of libuv; borrowed until
+				 * `closed` or reset(). Its owner closes it: FIN or RST by why->code */
+	const char *guest_addr;
+	uint64_t *bytes_in, *bytes_out;	/* counted up: into, out of the guest */
+	void (*opened)(void *arg);	/* the guest side is connected */
+	/* As in lane_callbacks; conn freed after. lane_is_gone(code) with *bytes_in
+	 * unchanged: nothing was taken from the client, another lane may have it. */
+	void (*closed)(void *arg, const struct error *why);
+	void *arg;
+};
+
 struct lane;
 struct lane_ops {
 	const char *name;	/* "grpc" */
+	/* TCP only; NULL: this lane has open(), write() and the rest. A lane with
+	 * relay() may leave all others but reset NULL. */
+	int (*relay)(struct lane *lane, const struct lane_relay *relay, struct lane_conn **ret,
+		     struct error *err);
 	int (*open)(struct lane *lane, int proto, const char *guest_addr,
 		    const struct lane_callbacks *cb, struct lane_conn **ret, struct error *err);
 	/* Takes @data (malloc'd). false: no more until `writable` (what is given
