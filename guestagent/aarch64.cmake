@@ -6,7 +6,7 @@
 #		libprotobuf-c-dev:arm64 libgrpc-dev:arm64 libbpf-dev:arm64 libelf-dev:arm64 \
 #		zlib1g-dev:arm64
 #
-# protoc-c, clang (for BPF) and CMake stay those of the building machine.
+# protoc, clang (for BPF) and CMake stay those of the building machine.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)

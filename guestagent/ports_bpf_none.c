@@ -1,4 +1,4 @@
-/* The agent was built on a machine without clang: ports are found by polling. */
+/* The agent was built without clang or a static libbpf: ports are found by polling. */
 #include "guestagent/ports_bpf.h"
 
 #include <assert.h>
@@ -7,7 +7,7 @@
 int ports_bpf_new(struct loop *loop, void (*kick)(void *arg), void *arg, struct ports_bpf **ret,
 		  struct error *err)
 {
-	return error_set(err, -ENOTSUP, "bpf: this agent was built without clang");
+	return error_set(err, -ENOTSUP, "bpf: this agent was built without it");
 }
 
 bool ports_bpf_has_tcp(const struct ports_bpf *b)
