@@ -449,6 +449,13 @@ void forward_list(struct forward *f, void (*each)(void *arg, const struct forwar
 			.connections_now = t->connections_now,
 			.bytes_in = t->bytes_in,
 			.bytes_out = t->bytes_out,
+			.refused = t->refused,
+			.resets = t->resets,
+			.timeouts = t->timeouts,
+			.lane = t->lane,
+			.connect_last_us = latency_last_us(&t->connect),
+			.connect_p50_us = latency_quantile_us(&t->connect, 50),
+			.connect_p99_us = latency_quantile_us(&t->connect, 99),
 		};
 
 		each(arg, &row);

@@ -83,6 +83,12 @@ struct forward_row {
 	const char *error;
 	uint64_t connections_total, connections_now;	/* UDP: clients */
 	uint64_t bytes_in, bytes_out;			/* into, out of the guest */
+	uint64_t refused, resets, timeouts;	/* clients turned away by the guest's server,
+					 * cut off by either side, given up on */
+	const char *lane;	/* of the newest connection: "vsock", "grpc", "ssh", "direct"; "" none yet */
+	/* How long the guest took to connect to its server, seen from here, in
+	 * microseconds: the newest, and over the last 64. 0: none yet. */
+	uint32_t connect_last_us, connect_p50_us, connect_p99_us;
 };
 /* Guest listeners in the order they appeared. A host address that several of
  * them share counts at the one that is dialed. */

@@ -10,6 +10,7 @@ struct target *target_new(const char *guest_addr)
 	struct target *t = xnew(struct target);
 
 	snprintf(t->guest_addr, sizeof(t->guest_addr), "%s", guest_addr);
+	t->lane = "";
 	t->refs = 1;
 	return t;
 }

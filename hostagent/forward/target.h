@@ -8,12 +8,18 @@
 #include <stdint.h>
 
 #include "hostagent/forward/address.h"
+#include "hostagent/forward/latency.h"
 
 struct target {
 	unsigned refs;
 	char guest_addr[ADDRESS_TEXT_SIZE];          /* dialed literally in the guest */
 	uint64_t connections_total, connections_now; /* UDP: flows */
 	uint64_t bytes_in, bytes_out;                /* into, out of the guest */
+	/* Ended badly: turned away by the guest's server, cut off by either side
+	 * once it was there, no answer or no lane in time. */
+	uint64_t refused, resets, timeouts;
+	const char *lane;       /* of the newest connection; "" none yet */
+	struct latency connect; /* from asking the lane to the guest's connection */
 };
 
 struct target *target_new(const char *guest_addr); /* one reference, the caller's */
