@@ -1,8 +1,9 @@
 /* peer.c - what the benchmarks run inside the guest: one small static program
  *
- *	peer PORT
+ *	peer PORT [ADDRESS]	serves on ADDRESS, else 127.0.0.1
+ *	peer echo PORT		one thread that echoes for any number of clients
  *
- * serves on 127.0.0.1:PORT. A connection sends one line and gets:
+ * A connection to the first kind sends one line and gets:
  *	sink		reads until EOF, then answers the byte count
  *	source N	sends N bytes, then closes
  *	echo		sends back what it gets
@@ -19,6 +20,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -90,10 +93,10 @@ static void *greet_all(void *arg)
 	return NULL;
 }
 
-static int bound(uint16_t port)
+static int bound(uint16_t port, const char *ip)
 {
 	struct sockaddr_in sa = { .sin_family = AF_INET, .sin_port = htons(port),
-				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+				  .sin_addr.s_addr = inet_addr(ip) };
 	int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
 
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
@@ -107,7 +110,7 @@ static int bound(uint16_t port)
 
 static void do_listen(int fd, uint16_t port)
 {
-	int l = bound(port);
+	int l = bound(port, "127.0.0.1");
 	pthread_t thread;
 	uint64_t at;
 
@@ -160,12 +163,48 @@ static void *serve(void *arg)
 	return NULL;
 }
 
+static int echo_all(uint16_t port)
+{
+	int l = bound(port, "127.0.0.1"), ep = epoll_create1(0);
+	struct epoll_event ev = { .events = EPOLLIN, .data.fd = l }, evs[256];
+	struct rlimit r;
+	char *buf = malloc(CHUNK);
+
+	getrlimit(RLIMIT_NOFILE, &r);
+	r.rlim_cur = r.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &r);
+	if (l < 0 || listen(l, 4096) < 0)
+		return 1;
+	epoll_ctl(ep, EPOLL_CTL_ADD, l, &ev);
+	for (;;) {
+		int n = epoll_wait(ep, evs, 256, -1);
+
+		for (int i = 0; i < n; i++) {
+			int fd = evs[i].data.fd;
+
+			if (fd == l) {
+				ev.data.fd = accept(l, NULL, NULL);
+				if (ev.data.fd >= 0)
+					epoll_ctl(ep, EPOLL_CTL_ADD, ev.data.fd, &ev);
+				continue;
+			}
+			ssize_t got = read(fd, buf, CHUNK);
+
+			if (got <= 0 || write(fd, buf, (size_t)got) != got)
+				close(fd);
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
-	int l = bound((uint16_t)atoi(argc > 1 ? argv[1] : "0")), c;
-
 	signal(SIGPIPE, SIG_IGN);
-	if (l < 0 || listen(l, 128) < 0)
+	if (argc > 2 && !strcmp(argv[1], "echo"))
+		return echo_all((uint16_t)atoi(argv[2]));
+
+	int l = bound((uint16_t)atoi(argc > 1 ? argv[1] : "0"), argc > 2 ? argv[2] : "127.0.0.1"), c;
+
+	if (l < 0 || listen(l, 1024) < 0)
 		return 1;
 	while ((c = accept(l, NULL, NULL)) >= 0) {
 		pthread_t thread;
