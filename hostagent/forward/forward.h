@@ -76,11 +76,18 @@ void forward_change_ports(struct forward *f, const struct guest_port *added, siz
  * it set another. Existing connections stay on theirs. */
 void forward_set_lane(struct forward *f, struct lane *lane);
 
-/* One row per rule match, for GET /v1/ports. */
+/* One row per guest listener and per port of a static rule, for GET /v1/ports. */
 struct forward_row {
-	const char *protocol, *guest_addr, *host_addr;
+	const char *protocol;	/* "tcp", "udp", "unix": both ends sockets */
+	const char *guest_addr, *host_addr;	/* "127.0.0.1:80", "[::1]:80", a path */
 	const char *state;	/* "forwarding", "waiting", "not-forwarded" */
 	const char *error;
+	unsigned rule_id;	/* 0: none decided, or a built-in one */
+	const char *origin;	/* whose rule: "file", "live", "builtin", "" none matched */
+	const char *rule;	/* for people: "portForwards[2]", "live rule 7", "" */
+	bool is_static;		/* is there whether or not something listens in the guest */
+	bool reverse;		/* host_addr is what the guest reaches */
+	uint64_t since_ms;	/* uv_now() when it came to this state */
 	uint64_t connections_total, connections_now;	/* UDP: clients */
 	uint64_t bytes_in, bytes_out;			/* into, out of the guest */
 	uint64_t refused, resets, timeouts;	/* clients turned away by the guest's server,
@@ -90,10 +97,32 @@ struct forward_row {
 	 * microseconds: the newest, and over the last 64. 0: none yet. */
 	uint32_t connect_last_us, connect_p50_us, connect_p99_us;
 };
-/* Guest listeners in the order they appeared. A host address that several of
- * them share counts at the one that is dialed. */
+/* Static rules first, then guest listeners in the order they appeared. A host
+ * address that several of them share counts at the one that is dialed. */
 void forward_list(struct forward *f, void (*each)(void *arg, const struct forward_row *row),
 		  void *arg);
+
+/* --- rules while the instance runs ------------------------------------------- */
+
+/* Puts @rule (copied; config_rule_parse() makes and checks one) before all others;
+ * what is forwarded by then moves to where it says. It lives until it is removed
+ * or the instance stops. *ret_id names it, is never 0 and never given twice.
+ * Fails without having changed anything: -EEXIST (there is one just like it),
+ * -EPERM (ssh's port), -ENOSPC (too many), -ENOTSUP (no ssh to carry a socket).
+ * That a host port is taken is no failure: the row says who has it. */
+int forward_add_rule(struct forward *f, const struct config_port_forward *rule, unsigned *ret_id,
+		     struct error *err);
+/* -ENOENT: none has that id. -EPERM: it is the file's, not a live one. */
+int forward_remove_rule(struct forward *f, unsigned id, struct error *err);
+
+struct forward_rule_info {
+	unsigned id;
+	const char *origin, *name;	/* as in a row */
+	const struct config_port_forward *rule;
+};
+/* In the order they are asked, without the built-in ones. */
+void forward_each_rule(struct forward *f,
+		       void (*each)(void *arg, const struct forward_rule_info *info), void *arg);
 
 /* Closes listeners, resets connections; @closed runs when all handles are gone.
  * The lane is not used any more once this returned. */

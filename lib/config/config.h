@@ -61,16 +61,30 @@ struct config_probe {
 
 enum l4_any { L4_ANY, L4_TCP, L4_UDP };
 
+/* How a forward's bytes reach the guest; AUTO: the fastest that works. */
+enum config_lane {
+	CONFIG_LANE_AUTO, CONFIG_LANE_VSOCK, CONFIG_LANE_GRPC, CONFIG_LANE_SSH, CONFIG_LANE_DIRECT,
+};
+
+/* What happens when a host port is taken. */
+enum config_conflict {
+	CONFLICT_FIRST,		/* who has it keeps it; we wait and say who */
+	CONFLICT_REMAP,		/* another port, as with hostPort: auto, unless the rule is static */
+	CONFLICT_LOOPBACK,	/* 127.0.0.1 stands for a 127.0.0.x of the instance's own */
+};
+
 struct config_port_forward {	/* reference/port-forwarding.md §1, defaults filled */
 	struct in6_addr guest_ip;	/* IPv4 as ::ffff:a.b.c.d */
 	bool guest_ip_must_be_zero;
 	uint16_t guest_port[2];		/* first, last; host byte order */
 	char *guest_socket;		/* absolute; NULL: none */
 	struct in6_addr host_ip;
-	uint16_t host_port[2];
+	uint16_t host_port[2];		/* with host_port_auto: what to try first */
+	bool host_port_auto;
 	char *host_socket;		/* absolute; NULL: none */
 	enum l4_any proto;
 	bool reverse, ignore, is_static;
+	enum config_lane lane;		/* the instance's, unless the rule has its own */
 };
 
 struct config_mount {
@@ -116,6 +130,11 @@ struct config {
 	struct config_port_forward *port_forwards;	/* override + own + default.yaml order;
 							 * without the implicit first and last rules */
 	size_t n_port_forwards;
+	struct {
+		enum config_lane lane;
+		enum config_conflict conflict;
+		bool privileged_ports;	/* below ip_unprivileged_port_start, also by broad rules */
+	} port_forwarding;
 	struct config_mount *mounts;
 	size_t n_mounts;
 
@@ -162,6 +181,13 @@ void config_problems_done(struct config_problems *p);
 int config_load(const struct config_context *ctx, const char *path, const char *text, size_t len,
 		struct config_problems *problems, struct config **ret, struct error *err);
 void config_free(struct config *c);
+
+/* One rule of portForwards by itself, as YAML or JSON ("{guestPort: 80, hostPort:
+ * 8080}"): checked and filled as if it stood in the file that @c came from. Free
+ * with config_rule_free(). The error names keys: "guestPort: 70000 is not a port". */
+int config_rule_parse(const struct config_context *ctx, const struct config *c, const char *text,
+		      size_t len, struct config_port_forward **ret, struct error *err);
+void config_rule_free(struct config_port_forward *rule);
 
 SCOPED_DEFINE(config, struct config, config_free)
 #define scoped_config SCOPED(config)

@@ -58,6 +58,7 @@ static void decode_value(const struct schema_key *k, const struct node *n, char 
 	case TYPE_BOOL: *(bool *)at = n->num; break;
 	case TYPE_INT: *(unsigned *)at = (unsigned)n->num; break;
 	case TYPE_PORT: *(uint16_t *)at = (uint16_t)n->num; break;
+	case TYPE_PORT_OR_AUTO: *(bool *)at = n->kind == NODE_STRING; break;
 	case TYPE_PORT_RANGE:
 		((uint16_t *)at)[0] = (uint16_t)n->items[0]->num;
 		((uint16_t *)at)[1] = (uint16_t)n->items[1]->num;
@@ -139,6 +140,16 @@ static void release_object(const struct schema_object *obj, char *base)
 		else if (obj->keys[i].field)
 			release_value(&obj->keys[i], base);
 	}
+}
+
+void schema_decode_one(const struct schema_object *obj, const struct node *map, void *ret)
+{
+	decode_object(obj, map, ret);
+}
+
+void schema_release_one(const struct schema_object *obj, void *item)
+{
+	release_object(obj, item);
 }
 
 void schema_release(struct config *c)

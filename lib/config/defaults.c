@@ -284,7 +284,10 @@ void fill_port_forward(struct resolve *r, struct node *rule)
 	struct node *guest = node_get(rule, "guestPort"), *host = node_get(rule, "hostPort");
 	struct node *range = node_get(rule, "guestPortRange");
 	struct node *socket = node_get(rule, "hostSocket");
+	const struct node *lane = node_at(r->root, "portForwarding", "lane", NULL);
 
+	if (lane && lane->kind == NODE_STRING)
+		set_text(r, rule, "lane", lane->text);
 	set_text(r, rule, "guestIP",
 		 node_get_true(rule, "guestIPMustBeZero") ? "0.0.0.0" : "127.0.0.1");
 	set_bool(r, rule, "guestIPMustBeZero", is_ipv4_any(node_get_text(rule, "guestIP")));
@@ -298,7 +301,7 @@ void fill_port_forward(struct resolve *r, struct node *rule)
 	if (!node_get(rule, "hostPortRange") && !socket) {
 		if (host && host->kind == NODE_INT)
 			set_range(r, rule, "hostPortRange", host->num, host->num);
-		else if (!host && range && range->kind == NODE_LIST)
+		else if ((!host || host->kind == NODE_STRING) && range && range->kind == NODE_LIST)
 			set_range(r, rule, "hostPortRange", range->items[0]->num,
 				  range->items[1]->num);
 	}

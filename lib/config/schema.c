@@ -270,6 +270,20 @@ static const struct schema_key host_resolver_keys[] = {
 };
 OBJECT(host_resolver);
 
+/* Order of enum config_lane. */
+static const char *const lane_words[] = { "auto", "vsock", "grpc", "ssh", "direct", NULL };
+
+static const struct schema_key port_forwarding_keys[] = {
+	{ "lane", TYPE_ENUM, KEY_EMPTY_UNSET, .def = "auto", .words = lane_words,
+	  FIELD(struct config, port_forwarding.lane) },
+	{ "conflict", TYPE_ENUM, KEY_EMPTY_UNSET, .def = "first",	/* order of enum config_conflict */
+	  .words = WORDS("first", "remap", "loopback-per-instance"),
+	  FIELD(struct config, port_forwarding.conflict) },
+	{ "privilegedPorts", TYPE_BOOL, .def = "false",
+	  FIELD(struct config, port_forwarding.privileged_ports) },
+};
+OBJECT(port_forwarding);
+
 static const struct schema_key port_forward_keys[] = {
 	{ "guestIPMustBeZero", TYPE_BOOL,
 	  FIELD(struct config_port_forward, guest_ip_must_be_zero) },
@@ -280,7 +294,8 @@ static const struct schema_key port_forward_keys[] = {
 	  FIELD(struct config_port_forward, guest_socket) },
 	{ "hostIP", TYPE_IP, KEY_EMPTY_UNSET, .def = "127.0.0.1",
 	  FIELD(struct config_port_forward, host_ip) },
-	{ "hostPort", TYPE_PORT, .min = 1 },
+	{ "hostPort", TYPE_PORT_OR_AUTO, .min = 1,
+	  FIELD(struct config_port_forward, host_port_auto) },
 	{ "hostPortRange", TYPE_PORT_RANGE, FIELD(struct config_port_forward, host_port) },
 	{ "hostSocket", TYPE_STRING, KEY_EMPTY_UNSET | KEY_HOST_EXPR,
 	  FIELD(struct config_port_forward, host_socket) },
@@ -289,6 +304,8 @@ static const struct schema_key port_forward_keys[] = {
 	{ "reverse", TYPE_BOOL, .def = "false", FIELD(struct config_port_forward, reverse) },
 	{ "ignore", TYPE_BOOL, .def = "false", FIELD(struct config_port_forward, ignore) },
 	{ "static", TYPE_BOOL, .def = "false", FIELD(struct config_port_forward, is_static) },
+	{ "lane", TYPE_ENUM, KEY_EMPTY_UNSET, .words = lane_words,
+	  FIELD(struct config_port_forward, lane) },
 };
 OBJECT(port_forward, .size = sizeof(struct config_port_forward), .fill = fill_port_forward,
        .check = check_port_forward);
@@ -338,6 +355,7 @@ static const struct schema_key root_keys[] = {
 	{ "provision", TYPE_LIST, .object = &provision,
 	  ITEMS(struct config, provision, n_provision) },
 	{ "probes", TYPE_LIST, .object = &probe, ITEMS(struct config, probes, n_probes) },
+	{ "portForwarding", TYPE_OBJECT, .object = &port_forwarding },	/* before its rules */
 	{ "portForwards", TYPE_LIST, .object = &port_forward,
 	  ITEMS(struct config, port_forwards, n_port_forwards) },
 	{ "copyToHost", TYPE_LIST, KEY_NO_EFFECT, .object = &copy_to_host },

@@ -38,6 +38,7 @@ enum schema_type {		/* node kind after typecheck → field in the struct */
 	TYPE_BOOL,		/* BOOL → bool */
 	TYPE_INT,		/* INT, min..max → unsigned */
 	TYPE_PORT,		/* INT, 1..65535 (min 0: also 0) → uint16_t */
+	TYPE_PORT_OR_AUTO,	/* INT as PORT, or STRING "auto" → bool: it is "auto" */
 	TYPE_PORT_RANGE,	/* LIST of two INT → uint16_t[2] */
 	TYPE_SIZE,		/* STRING with num = bytes → uint64_t */
 	TYPE_STRING,		/* STRING → char *, NULL when not given */
@@ -137,6 +138,9 @@ void schema_validate(struct resolve *r);
 /* Only after validate found no error. schema_release frees what it allocated. */
 void schema_decode(const struct node *root, struct config *c);
 void schema_release(struct config *c);
+/* One item of a list by itself: @ret has the object's size and is zeroed. */
+void schema_decode_one(const struct schema_object *obj, const struct node *map, void *ret);
+void schema_release_one(const struct schema_object *obj, void *item);
 
 /* The tree as JSON. */
 void schema_json(const struct node *root, struct buf *ret);

@@ -66,6 +66,16 @@ static void type_port(struct resolve *r, const struct schema_key *k, struct node
 		refuse(r, n, "is the port of ssh and cannot be forwarded");
 }
 
+static void type_port_or_auto(struct resolve *r, const struct schema_key *k, struct node *n)
+{
+	if (n->kind == NODE_STRING && streq(n->text, "auto"))
+		return;
+	if (n->kind == NODE_STRING && n->text_len && !to_int(n))
+		refuse(r, n, "is neither a port (1–65535) nor auto");
+	else
+		type_port(r, k, n);
+}
+
 static void type_port_range(struct resolve *r, const struct schema_key *k, struct node *n)
 {
 	const struct schema_key port = { .min = 1 };
@@ -225,6 +235,7 @@ static const type_fn types[TYPE_COUNT] = {
 	[TYPE_BOOL] = type_bool,
 	[TYPE_INT] = type_int,
 	[TYPE_PORT] = type_port,
+	[TYPE_PORT_OR_AUTO] = type_port_or_auto,
 	[TYPE_PORT_RANGE] = type_port_range,
 	[TYPE_SIZE] = type_size,
 	[TYPE_STRING] = type_string,

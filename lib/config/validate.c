@@ -343,12 +343,64 @@ static void check_socket_to_port(struct resolve *r, const struct node *rule)
 	if (host_sock && !guest_sock && range_len(guest) > 1)
 		problem_error_in(&r->problems, rule, "hostSocket",
 				 "needs exactly one guestPort, or a guestSocket");
-	else if (guest_sock && !host_sock && range_len(host) != 1)
+	else if (guest_sock && !host_sock && range_len(host) != 1 &&
+		 !node_get_text(rule, "hostPort"))
 		problem_error_in(&r->problems, rule, "guestSocket",
 				 "needs exactly one hostPort, or a hostSocket");
 	if (node_get_true(rule, "reverse") && (!guest_sock || !host_sock))
 		problem_error_in(&r->problems, rule, "reverse",
 				 "works with guestSocket and hostSocket only");
+}
+
+enum { STATIC_PORTS_MAX = 1024 };	/* each is a listener from the start */
+
+static void check_static(struct resolve *r, const struct node *rule)
+{
+	int64_t n = range_len(node_get(rule, "guestPortRange"));
+	const char *proto = node_get_text(rule, "proto");
+
+	if (!node_get_true(rule, "static"))
+		return;
+	if (node_get_true(rule, "ignore"))
+		problem_warn(&r->problems, rule, "static does nothing in a rule with ignore");
+	else if (n > STATIC_PORTS_MAX)
+		problem_error_in(&r->problems, rule, "static",
+				 "%lld ports; each is a listener from the start, at most %d may be",
+				 (long long)n, STATIC_PORTS_MAX);
+	else if (node_get_true(r->root, "plain") && n > 10)
+		problem_warn(&r->problems, rule, "%lld static ports: each is a listener for good",
+			     (long long)n);
+	if (node_get_true(r->root, "plain") && proto && streq(proto, "udp"))
+		problem_warn(&r->problems, node_get(rule, "proto"),
+			     "plain mode has ssh only, which carries no udp: this stays closed");
+}
+
+/* Only a lane that was asked for in this very rule can be wrong. */
+static void check_lane(struct resolve *r, const struct node *rule)
+{
+	const struct node *lane = node_get(rule, "lane");
+	const char *proto = node_get_text(rule, "proto");
+
+	if (!is_written(lane) || lane->kind != NODE_STRING)
+		return;
+	if (streq(lane->text, "ssh") && proto && streq(proto, "udp"))
+		problem_error(&r->problems, lane, "ssh carries no udp");
+	if (node_get(rule, "guestSocket") && !streq(lane->text, "ssh") &&
+	    !streq(lane->text, "auto"))
+		problem_error(&r->problems, lane, "a guestSocket is always carried by ssh");
+}
+
+static void check_host_port_auto(struct resolve *r, const struct node *rule)
+{
+	const struct node *port = node_get(rule, "hostPort");
+
+	if (!port || port->kind != NODE_STRING)
+		return;
+	if (is_written(node_get(rule, "hostPortRange")))
+		problem_error(&r->problems, port, "goes together with hostPortRange; give only one");
+	if (node_get(rule, "guestSocket"))
+		problem_error(&r->problems, port, "a guestSocket has no number to begin with; "
+			      "name a hostPort");
 }
 
 void check_port_forward(struct resolve *r, const struct node *rule)
@@ -372,10 +424,9 @@ void check_port_forward(struct resolve *r, const struct node *rule)
 	if (node_get_true(rule, "guestIPMustBeZero") && guest_ip && !streq(guest_ip, "0.0.0.0"))
 		problem_error_in(&r->problems, rule, "guestIPMustBeZero",
 				 "true needs guestIP 0.0.0.0, not %s", guest_ip);
-	if (node_get_true(r->root, "plain") && node_get_true(rule, "static") &&
-	    range_len(guest) > 10)
-		problem_warn(&r->problems, rule, "%lld static ports: each is a listener for good",
-			     (long long)range_len(guest));
+	check_static(r, rule);
+	check_lane(r, rule);
+	check_host_port_auto(r, rule);
 }
 
 /* --- provision, probes ------------------------------------------------------------ */

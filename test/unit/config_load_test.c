@@ -104,6 +104,97 @@ static void test_config_load_port_forwards(void **state)
 	assert_string_equal(p[5].host_socket, "/tmp/y.sock");
 }
 
+static void test_config_load_port_forwarding(void **state)
+{
+	scoped_config struct config *d = load(HEAD "portForwards: [{guestPort: 80}]\n");
+	scoped_config struct config *c = load(
+		HEAD "portForwarding: {lane: ssh, conflict: remap, privilegedPorts: true}\n"
+		"portForwards:\n- {guestPortRange: [80, 89], hostPort: auto}\n"
+		"- {guestPort: 5, lane: direct}\n- {guestPort: 6, lane: auto}\n");
+	const struct config_port_forward *p = c->port_forwards;
+
+	assert_int_equal(d->port_forwarding.lane, CONFIG_LANE_AUTO);
+	assert_int_equal(d->port_forwarding.conflict, CONFLICT_FIRST);
+	assert_false(d->port_forwarding.privileged_ports);
+	assert_int_equal(d->port_forwards[0].lane, CONFIG_LANE_AUTO);
+	assert_false(d->port_forwards[0].host_port_auto);
+	assert_int_equal(c->port_forwarding.lane, CONFIG_LANE_SSH);
+	assert_int_equal(c->port_forwarding.conflict, CONFLICT_REMAP);
+	assert_true(c->port_forwarding.privileged_ports);
+	assert_true(p[0].host_port_auto);
+	assert_int_equal(p[0].host_port[0], 80);
+	assert_int_equal(p[0].host_port[1], 89);
+	assert_int_equal(p[0].lane, CONFIG_LANE_SSH);
+	assert_int_equal(p[1].lane, CONFIG_LANE_DIRECT);
+	assert_int_equal(p[2].lane, CONFIG_LANE_AUTO);
+}
+
+static char *rule_error(const struct config *c, const char *text)
+{
+	struct config_port_forward *rule = NULL;
+	struct error err = ERROR_NONE;
+
+	if (config_rule_parse(&ctx, c, text, strlen(text), &rule, &err) == 0) {
+		config_rule_free(rule);
+		return xstrdup("");
+	}
+	assert_null(rule);
+	return xstrdup(err.msg);
+}
+
+static void test_config_rule_as_in_the_file(void **state)
+{
+	scoped_config struct config *c = load(
+		HEAD "portForwarding: {lane: grpc}\nuser: {name: ada}\nparam: {p: q}\n"
+		"message: \"{{.Param.p}} {{.Dir}}\"\nportForwards: [{guestPort: 80}]\n");
+	const char *text = "{\"guestPort\": 81, \"hostPort\": 8081, \"proto\": \"tcp\"}";
+	struct config_port_forward *rule;
+	struct error err = ERROR_NONE;
+
+	assert_int_equal(config_rule_parse(&ctx, c, text, strlen(text), &rule, &err), 0);
+	assert_int_equal(rule->guest_port[0], 81);
+	assert_int_equal(rule->host_port[1], 8081);
+	assert_ip(&rule->host_ip, "::ffff:127.0.0.1");
+	assert_int_equal(rule->proto, L4_TCP);
+	assert_int_equal(rule->lane, CONFIG_LANE_GRPC);
+	config_rule_free(rule);
+	text = "guestSocket: /run/{{.User}}.sock\nhostSocket: a.sock\n";
+	assert_int_equal(config_rule_parse(&ctx, c, text, strlen(text), &rule, &err), 0);
+	assert_string_equal(rule->guest_socket, "/run/ada.sock");
+	assert_string_equal(rule->host_socket, "/l/t/sock/a.sock");
+	config_rule_free(rule);
+	config_rule_free(NULL);
+}
+
+static void test_config_rule_refused(void **state)
+{
+	static const struct {
+		const char *text, *want;
+	} rows[] = {
+		{ "{guestPort: 70000}", "guestPort: 70000 is not a port (1–65535)" },
+		{ "{guestPort: 22}", "guestPort: 22 is the port of ssh and cannot be forwarded" },
+		{ "{guestPort: 80, hostprt: 81}", "hostprt: unknown key, ignored; did you mean hostPort?" },
+		{ "{guestPort: 80, hostPortRange: [1, 2]}",
+		  "hostPortRange: 2 host ports for 1 guest ports" },
+		{ "80", "a rule is a map of keys and values, such as {guestPort: 80, hostPort: 8080}" },
+		{ "", "a rule is a map of keys and values, such as {guestPort: 80, hostPort: 8080}" },
+	};
+	scoped_config struct config *c = load(HEAD);
+	scoped_config struct config *plain = load(HEAD "plain: true\n");
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		scoped_free char *got = rule_error(c, rows[i].text);
+
+		assert_string_equal(got, rows[i].want);
+	}
+	scoped_free char *syntax = rule_error(c, "{guestPort: 80");
+	scoped_free char *dynamic = rule_error(plain, "{guestPort: 80}");
+	scoped_free char *fixed = rule_error(plain, "{guestPort: 80, static: true}");
+	assert_non_null(strstr(syntax, "rule:"));
+	assert_non_null(strstr(dynamic, "static: plain mode has no agent"));
+	assert_string_equal(fixed, "");
+}
+
 static void test_config_load_lists_and_maps(void **state)
 {
 	scoped_config struct config *c = load(
@@ -213,6 +304,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_config_load_defaults),
 		cmocka_unit_test(test_config_load_port_forwards),
+		cmocka_unit_test(test_config_load_port_forwarding),
+		cmocka_unit_test(test_config_rule_as_in_the_file),
+		cmocka_unit_test(test_config_rule_refused),
 		cmocka_unit_test(test_config_load_lists_and_maps),
 		cmocka_unit_test(test_config_load_error_counts),
 		cmocka_unit_test(test_config_load_escapes_what_it_shows),
