@@ -26,6 +26,8 @@ enum {	/* struct driver_ops.features; names as in reference/drivers-mcp.md §1 *
 	DRIVER_SKIP_SOCKET_FORWARDING	= 1 << 3,
 	DRIVER_NO_CLOUD_INIT		= 1 << 4,
 	DRIVER_CAN_ADOPT		= 1 << 5,	/* adopt() finds a running VM */
+	DRIVER_VSOCK			= 1 << 6,	/* the host agent can be its vsock device:
+						 * spec.vsock, the three ops */
 };
 
 struct driver;			/* opaque, per VM */
@@ -35,6 +37,11 @@ struct driver_spec {		/* lives as long as the driver */
 	const char *dir;		/* instance directory, absolute */
 	const struct config *config;
 	uint16_t ssh_port;		/* host port that leads to the guest's 22 */
+	/* Give it a vsock device (vhost-user) at DIR/vsock.sock, where the host agent
+	 * listens by then. Where that cannot be, it starts without: info.vsock. */
+	bool vsock;
+	/* With a vsock device, ssh_port is served by the host agent. */
+	bool ssh_over_vsock;
 };
 
 enum driver_event {
@@ -60,6 +67,7 @@ struct driver_info {		/* for the step line: "kvm, q35, pid 41231" */
 	char machine[16];
 	char version[32];
 	pid_t pid;
+	bool vsock;		/* it was started with the device; adopted: false, not known */
 };
 
 struct driver_ops {
@@ -82,6 +90,18 @@ struct driver_ops {
 	 * the caller. Each call is a new connection; the one before must be
 	 * closed. -EAGAIN: not yet. */
 	int (*agent_connect)(struct driver *d, int *ret_fd, struct error *err);
+	/* DRIVER_VSOCK, while it runs, one at a time. The device dies with the host
+	 * agent that was its other end: a new one takes it out and puts it in again.
+	 * An online snapshot does the same around savevm, which a vhost-user device
+	 * forbids: unplug, savevm, plug. What the guest had open is reset, what
+	 * listens there on VMADDR_CID_ANY goes on listening.
+	 * -ETIMEDOUT: the guest did not let go of it; plug then says -EEXIST until it
+	 * does. -ENOTSUP: a VM that was started without. */
+	void (*vsock_plug)(struct driver *d, driver_done_fn done, void *arg);
+	void (*vsock_unplug)(struct driver *d, driver_done_fn done, void *arg);	/* none: done */
+	/* DRIVER_VSOCK, while it runs: its own network takes what comes to
+	 * spec->ssh_port to the guest's 22, or no longer does. */
+	void (*ssh_forward)(struct driver *d, bool on, driver_done_fn done, void *arg);
 	/* Asks the guest to power off, then quits, then kills; each with its
 	 * wait (qemu/stop.h). @force starts at quit, also when a patient stop is
 	 * under way already: both callbacks run. DRIVER_EXITED comes before them;

@@ -94,7 +94,8 @@ static void add_machine(const struct qemu_args_input *in, const struct qemu_arch
 {
 	const struct config *c = in->config;
 	/* dump-guest-core: the guest's memory is not part of our core dumps */
-	scoped_free char *machine = xasprintf("%s,dump-guest-core=off", arch->machine);
+	scoped_free char *machine = xasprintf("%s,dump-guest-core=off%s", arch->machine,
+					      in->vsock_socket ? ",memory-backend=mem" : "");
 
 	if (in->firmware && in->firmware->flash)
 		addf(v, "-machine", "%s,pflash0=firmware", machine);
@@ -107,6 +108,14 @@ static void add_machine(const struct qemu_args_input *in, const struct qemu_arch
 	/* one socket: Windows and some licences count sockets, Linux does not care */
 	addf(v, "-smp", "%u,sockets=1,cores=%u,threads=1", c->cpus, c->cpus);
 	addf(v, "-m", "size=%juM", (uintmax_t)(c->memory_bytes / MIB));
+	/* A vhost-user device works in the guest's memory, so that has to be a file
+	 * which can be handed over: a memfd has no name, needs no room in /dev/shm
+	 * and goes with its last user. It takes no more memory than an anonymous
+	 * one, but has huge pages only where the host allows them for shmem
+	 * (/sys/kernel/mm/transparent_hugepage/shmem_enabled). */
+	if (in->vsock_socket)
+		addf(v, "-object", "memory-backend-memfd,id=mem,size=%juM,share=on",
+		     (uintmax_t)(c->memory_bytes / MIB));
 	/* a guest that suspends to RAM or disk would sleep for ever: nobody is
 	 * there to wake it */
 	if (c->arch == ARCH_X86_64)
@@ -183,10 +192,14 @@ static void add_cdroms(const struct qemu_args_input *in, struct strv *v)
 static void add_network(const struct qemu_args_input *in, struct strv *v)
 {
 	/* network-dns-mounts.md §1: gateway .2 is the host's loopback, DNS .3 */
-	addf(v, "-netdev", "user,id=net0,net=192.168.5.0/24,dhcpstart=192.168.5.15,"
-	     "hostfwd=tcp:127.0.0.1:%u-:22", in->ssh_port);
+	scoped_free char *ssh = in->ssh_port ? xasprintf(",hostfwd=tcp:127.0.0.1:%u-:22",
+							 in->ssh_port)
+					     : xstrdup("");
+
+	addf(v, "-netdev", "user,id=" QEMU_NETDEV ",net=192.168.5.0/24,dhcpstart=192.168.5.15%s",
+	     ssh);
 	/* romfile=: no PXE ROM; nobody boots from here and it costs start time */
-	addf(v, "-device", "virtio-net-pci,netdev=net0,mac=%s,romfile=", in->mac);
+	addf(v, "-device", "virtio-net-pci,netdev=" QEMU_NETDEV ",mac=%s,romfile=", in->mac);
 }
 
 static void add_channels(const struct qemu_args_input *in, struct strv *v)
@@ -207,6 +220,36 @@ static void add_channels(const struct qemu_args_input *in, struct strv *v)
 	add(v, "-mon", "chardev=qmp,mode=control");
 	/* entropy, so that sshd does not wait for it at first boot */
 	add(v, "-device", "virtio-rng-pci");
+}
+
+/* Last of all devices: those before it keep the addresses they have without it. */
+static void add_vsock(const struct qemu_args_input *in, struct strv *v)
+{
+	if (!in->vsock_socket)
+		return;
+	scoped_free char *path = escaped(in->vsock_socket);
+
+	/* A new host agent has to be plugged in anew: QEMU does not speak to a
+	 * device's process a second time (QEMU docs/interop/vhost-user has a
+	 * reconnect, which needs the first connection to be there at realize and
+	 * did not bring the device back). Nothing can be plugged into q35's or
+	 * virt's pcie.0 while it runs, so the device gets a root port; that one
+	 * needs no room for I/O ports, and chassis and slot only have to be
+	 * different from other ports', of which there are none. */
+	add(v, "-device", "pcie-root-port,id=" QEMU_VSOCK_PORT ",bus=pcie.0,chassis=1,slot=1,"
+			  "io-reserve=0");
+	/* no reconnect=: with it QEMU does not wait for the connection, finds none
+	 * when it makes the device, and ends */
+	addf(v, "-chardev", "socket,id=" QEMU_VSOCK_CHARDEV "0,path=%s", path);
+	add(v, "-device", QEMU_VSOCK_DRIVER ",id=" QEMU_VSOCK_DEVICE ",bus=" QEMU_VSOCK_PORT
+			  ",chardev=" QEMU_VSOCK_CHARDEV "0");
+}
+
+bool qemu_args_know_vsock(const struct qemu_version *version)
+{
+	static const struct qemu_version first = { 5, 1, 0 };	/* its ChangeLog */
+
+	return qemu_version_compare(version, &first) >= 0;
 }
 
 int qemu_args_build(const struct qemu_args_input *in, struct strv *ret, struct error *err)
@@ -231,5 +274,6 @@ int qemu_args_build(const struct qemu_args_input *in, struct strv *ret, struct e
 	add_cdroms(in, ret);
 	add_network(in, ret);
 	add_channels(in, ret);
+	add_vsock(in, ret);
 	return 0;
 }

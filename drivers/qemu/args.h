@@ -31,6 +31,13 @@ enum { QEMU_FD_QMP = 3, QEMU_FD_AGENT = 4, QEMU_FD_SERIAL = 5 };
 /* Its names inside QEMU: VSERPORT_CHANGE's id, query-chardev's label. */
 #define QEMU_AGENT_PORT_ID "agent-port"
 #define QEMU_AGENT_CHARDEV "agent"
+/* The vsock device, and the PCIe port that was made for it alone. Its chardev is
+ * "vsock0" when QEMU started with it, "vsock1" and so on after that (change.h). */
+#define QEMU_VSOCK_DRIVER  "vhost-user-vsock-pci"
+#define QEMU_VSOCK_DEVICE  "vsock"
+#define QEMU_VSOCK_PORT	   "vsock-port"
+#define QEMU_VSOCK_CHARDEV "vsock"
+#define QEMU_NETDEV	   "net0"
 
 struct qemu_args_input {
 	const char *name;		/* instance */
@@ -41,7 +48,8 @@ struct qemu_args_input {
 	bool sandbox;			/* this QEMU was built with seccomp */
 
 	const char *mac;
-	uint16_t ssh_port;		/* on 127.0.0.1, leads to the guest's 22 */
+	uint16_t ssh_port;		/* on 127.0.0.1, leads to the guest's 22; 0: none does */
+	const char *vsock_socket;	/* who listens there is the vsock device; NULL: none */
 
 	const char *disk, *disk_format;	/* "qcow2" or "raw" */
 	const char *iso;		/* boot medium; NULL: none */
@@ -55,6 +63,10 @@ struct qemu_args_input {
 
 /* Appends to @ret, untouched on failure. */
 int qemu_args_build(const struct qemu_args_input *in, struct strv *ret, struct error *err);
+
+/* Does this version know what vsock_socket makes of it? Whether it was built with
+ * the device is only told by its failing to start. */
+bool qemu_args_know_vsock(const struct qemu_version *version);
 
 /* What differs between the architectures we run. */
 struct qemu_arch {

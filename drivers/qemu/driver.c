@@ -4,12 +4,12 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/statvfs.h>
 
 #include "drivers/mac.h"
 #include "drivers/qemu/accel.h"
 #include "drivers/qemu/args.h"
 #include "drivers/qemu/binary.h"
+#include "drivers/qemu/driver_impl.h"
 #include "drivers/qemu/endpoint.h"
 #include "drivers/qemu/machine.h"
 #include "drivers/qemu/validate.h"
@@ -24,54 +24,8 @@
 enum {
 	VERSION_MS = 20 * 1000,		/* `-version`: 25 ms when nothing is wrong */
 	GREETING_MS = 60 * 1000,	/* 26 ms; more when memory must be found first */
-	QMP_CALL_MS = 10 * 1000,
 	END_AFTER_QMP_MS = 3000,	/* QMP lost at start: QEMU's exit is next, with the cause */
 	RECONNECT_MS = 2000,
-	ROOM_CHECK_MS = 5000,
-};
-#define ROOM_MIN_BYTES (UINT64_C(256) << 20)	/* before a VM paused by a full disk goes on */
-
-enum vm_state {			/* what is allowed:	start adopt | stop | agent_connect */
-	VM_IDLE,		/*			  x     x   |  x   |               */
-	VM_ASKING,		/* the version		            |  x   |               */
-	VM_CONNECTING,		/* spawned or adopted, no QMP yet   |  x   |               */
-	VM_RUNNING,		/*			            |  x   |       x       */
-	VM_GONE,		/*			            |  x   |               */
-};
-
-struct waiter {			/* a stop() that waits */
-	driver_done_fn done;
-	void *arg;
-	struct waiter *next;
-};
-
-struct qemu_vm {		/* owner: the host agent. refs: own handles */
-	struct loop *loop;
-	const struct driver_spec *spec;
-	struct driver_callbacks cb;
-	struct stop_waits waits;
-	enum vm_state state;
-	unsigned refs;
-	bool closing;
-
-	uv_timer_t turn;	/* runs `next` at the next turn of the loop, or at a deadline */
-	void (*next)(struct qemu_vm *vm);
-	uv_timer_t room;	/* paused by a full disk: look for room */
-
-	driver_done_fn start_done;	/* start() or adopt() in flight */
-	void *start_arg;
-	struct waiter *waiters;
-	struct error why;		/* what will be told if QEMU does not say it better */
-
-	struct strv program;
-	bool sandbox, sandbox_asked;
-	struct child *question;
-	struct process *process;
-	struct qmp *qmp;
-	struct stop *stop;
-	bool adopted, paused, agent_open, reconnecting;
-	char shutdown[64];		/* reason in QEMU's SHUTDOWN event, "" none */
-	struct driver_info info;
 };
 
 static struct qemu_vm *vm_of(struct driver *d)
@@ -79,13 +33,12 @@ static struct qemu_vm *vm_of(struct driver *d)
 	return (struct qemu_vm *)d;
 }
 
-static char *file(const struct qemu_vm *vm, enum instance_file f)
+char *vm_file(const struct qemu_vm *vm, enum instance_file f)
 {
 	return layout_instance_file(vm->spec->dir, f);
 }
 
-static void notice(struct qemu_vm *vm, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void notice(struct qemu_vm *vm, const char *fmt, ...)
+void vm_notice(struct qemu_vm *vm, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -96,7 +49,7 @@ static void notice(struct qemu_vm *vm, const char *fmt, ...)
 		vm->cb.notice(vm->cb.arg, text);
 }
 
-static void event(struct qemu_vm *vm, enum driver_event what, const char *detail)
+void vm_event(struct qemu_vm *vm, enum driver_event what, const char *detail)
 {
 	if (!vm->closing)
 		vm->cb.event(vm->cb.arg, what, detail);
@@ -147,7 +100,7 @@ static void remove_files(struct qemu_vm *vm)
 						   FILE_QEMU_PID };
 
 	for (size_t i = 0; i < ARRAY_SIZE(left); i++) {
-		scoped_free char *path = file(vm, left[i]);
+		scoped_free char *path = vm_file(vm, left[i]);
 
 		unlink(path);
 	}
@@ -157,6 +110,7 @@ static void drop_qmp(struct qemu_vm *vm)
 {
 	struct qmp *q = steal_ptr(&vm->qmp);
 
+	vm_changes_lost(vm);
 	if (q)
 		qmp_close(q);
 }
@@ -164,7 +118,7 @@ static void drop_qmp(struct qemu_vm *vm)
 /* Why it ended, for the user; caller frees. */
 static char *describe_end(struct qemu_vm *vm, const struct process_exit *how)
 {
-	scoped_free char *log = file(vm, FILE_QEMU_LOG);
+	scoped_free char *log = vm_file(vm, FILE_QEMU_LOG);
 	scoped_free char *words = process_last_words(log);
 	const char *colon = *words ? ": " : "";
 
@@ -187,6 +141,25 @@ static char *describe_end(struct qemu_vm *vm, const struct process_exit *how)
 	return xasprintf("QEMU is gone%s%s", colon, words);
 }
 
+static void begin_launch(struct qemu_vm *vm);
+
+/* A QEMU that was built without the device, or a host without memfd, ends at once
+ * and names it. Nobody's start shall fail for a faster way: once more without. */
+static bool try_without_vsock(struct qemu_vm *vm, const struct process_exit *how, const char *end)
+{
+	if (!vm->start_done || vm->adopted || !vm->info.vsock || !how->known || how->code == 0 ||
+	    !(strstr(end, "vsock") || strstr(end, "memory-backend")))
+		return false;
+	log_debug("driver: %s; trying without a vsock device", end);
+	vm->no_vsock = true;
+	vm->info.vsock = false;
+	drop_qmp(vm);
+	process_close(steal_ptr(&vm->process));
+	remove_files(vm);
+	later(vm, 0, begin_launch);
+	return true;
+}
+
 static void on_exit_seen(void *arg, const struct process_exit *how)
 {
 	struct qemu_vm *vm = arg;
@@ -197,6 +170,8 @@ static void on_exit_seen(void *arg, const struct process_exit *how)
 	if (vm->closing)
 		return;
 	end = describe_end(vm, how);
+	if (!asked && try_without_vsock(vm, how, end))
+		return;
 	log_info("driver: %s, pid %d", asked ? "QEMU ended as asked" : end, vm->info.pid);
 	vm->state = VM_GONE;
 	uv_timer_stop(&vm->turn);
@@ -213,7 +188,7 @@ static void on_exit_seen(void *arg, const struct process_exit *how)
 			error_set(&failed, -EIO, "%s", end);
 		start_is_done(vm, &failed);
 	} else {
-		event(vm, DRIVER_EXITED, asked ? "" : end);
+		vm_event(vm, DRIVER_EXITED, asked ? "" : end);
 	}
 	if (!vm->closing)
 		waiters_are_done(vm, &none);
@@ -231,116 +206,6 @@ static void fail_start(struct qemu_vm *vm)
 	uv_timer_stop(&vm->turn);
 	vm->state = VM_GONE;
 	start_is_done(vm, &vm->why);
-}
-
-/* --- a full disk ----------------------------------------------------------------- */
-
-static void on_room_timer(uv_timer_t *timer)
-{
-	struct qemu_vm *vm = timer->data;
-	struct statvfs fs;
-
-	if (vm->closing || !vm->qmp || statvfs(vm->spec->dir, &fs) < 0 ||
-	    (uint64_t)fs.f_bavail * fs.f_frsize < ROOM_MIN_BYTES)
-		return;
-	uv_timer_stop(timer);
-	qmp_call(vm->qmp, "cont", NULL, QMP_CALL_MS, NULL, NULL);
-	notice(vm, "there is room on the disk again: the guest continues");
-}
-
-/* --- QMP events -------------------------------------------------------------------- */
-
-static void on_shutdown(struct qemu_vm *vm, json_t *data)
-{
-	const char *reason = json_string_value(json_object_get(data, "reason"));
-	bool guest = json_is_true(json_object_get(data, "guest"));
-
-	snprintf(vm->shutdown, sizeof(vm->shutdown), "%s",
-		 reason ? reason : (guest ? "guest-shutdown" : "host-qmp-quit"));
-	if (guest)
-		event(vm, DRIVER_SHUTDOWN, vm->shutdown);
-}
-
-static void on_reset(struct qemu_vm *vm, json_t *data)
-{
-	const char *reason = json_string_value(json_object_get(data, "reason"));
-
-	/* the guest's driver starts anew; not every QEMU tells of the port then */
-	if (vm->agent_open) {
-		vm->agent_open = false;
-		event(vm, DRIVER_AGENT_PORT_CLOSED, "reset");
-	}
-	event(vm, DRIVER_RESET, reason ? reason : "");
-}
-
-static void on_paused(struct qemu_vm *vm, json_t *data)
-{
-	vm->paused = true;
-	event(vm, DRIVER_PAUSED, "");
-}
-
-static void on_resumed(struct qemu_vm *vm, json_t *data)
-{
-	vm->paused = false;
-	uv_timer_stop(&vm->room);
-	event(vm, DRIVER_RESUMED, "");
-}
-
-static void on_serial_port(struct qemu_vm *vm, json_t *data)
-{
-	const char *id = json_string_value(json_object_get(data, "id"));
-	bool open = json_is_true(json_object_get(data, "open"));
-
-	if (!id || !streq(id, QEMU_AGENT_PORT_ID) || open == vm->agent_open)
-		return;
-	vm->agent_open = open;
-	event(vm, open ? DRIVER_AGENT_PORT_OPEN : DRIVER_AGENT_PORT_CLOSED, "");
-}
-
-/* QEMU docs: BLOCK_IO_ERROR; with the default werror=enospc a full disk pauses
- * the guest instead of giving its file system an error. */
-static void on_block_error(struct qemu_vm *vm, json_t *data)
-{
-	static struct log_limit limit;
-	const char *reason = json_string_value(json_object_get(data, "reason"));
-	const char *what = json_string_value(json_object_get(data, "operation"));
-	scoped_free char *shown = log_escape(reason ? reason : "unknown", 200);
-
-	if (json_is_true(json_object_get(data, "nospace"))) {
-		if (uv_is_active((uv_handle_t *)&vm->room))
-			return;
-		uv_timer_start(&vm->room, on_room_timer, ROOM_CHECK_MS, ROOM_CHECK_MS);
-		notice(vm, "no space left for %s/%s: the guest is paused and goes on by itself "
-		       "once 256 MiB are free", vm->spec->dir, layout_file_name(FILE_DISK));
-	} else if (log_limit_pass(&limit)) {
-		notice(vm, "the host could not %s %s/%s for the guest: %s",
-		       what && streq(what, "write") ? "write" : "read", vm->spec->dir,
-		       layout_file_name(FILE_DISK), shown);
-	}
-}
-
-static const struct {
-	const char *name;
-	void (*fn)(struct qemu_vm *vm, json_t *data);
-} qmp_events[] = {
-	{ "SHUTDOWN", on_shutdown },
-	{ "RESET", on_reset },
-	{ "STOP", on_paused },
-	{ "RESUME", on_resumed },
-	{ "VSERPORT_CHANGE", on_serial_port },
-	{ "BLOCK_IO_ERROR", on_block_error },
-};
-
-static void on_qmp_event(void *arg, const char *name, json_t *data)
-{
-	struct qemu_vm *vm = arg;
-
-	log_debug("driver: QMP event `%s`", name);
-	for (size_t i = 0; i < ARRAY_SIZE(qmp_events); i++)
-		if (streq(qmp_events[i].name, name)) {
-			qmp_events[i].fn(vm, data);
-			return;
-		}
 }
 
 /* --- QMP comes up ------------------------------------------------------------------- */
@@ -392,18 +257,18 @@ static void on_chardevs(void *arg, json_t *ret, const struct error *err)
 		if (!label || !streq(label, QEMU_AGENT_CHARDEV) || open == vm->agent_open)
 			continue;
 		vm->agent_open = open;
-		event(vm, open ? DRIVER_AGENT_PORT_OPEN : DRIVER_AGENT_PORT_CLOSED, "");
+		vm_event(vm, open ? DRIVER_AGENT_PORT_OPEN : DRIVER_AGENT_PORT_CLOSED, "");
 		return;
 	}
 }
 
 static void write_pid_file(struct qemu_vm *vm)
 {
-	scoped_free char *path = file(vm, FILE_QEMU_PID);
+	scoped_free char *path = vm_file(vm, FILE_QEMU_PID);
 	struct error err = ERROR_NONE;
 
 	if (pid_file_write(path, vm->info.pid, &err) < 0)
-		notice(vm, "%s; if the host agent dies, stop QEMU by its pid %d", err.msg,
+		vm_notice(vm, "%s; if the host agent dies, stop QEMU by its pid %d", err.msg,
 		       vm->info.pid);
 }
 
@@ -432,13 +297,13 @@ static void on_status(void *arg, json_t *ret, const struct error *err)
 		write_pid_file(vm);
 		start_is_done(vm, NULL);
 	} else if (vm->reconnecting) {
-		notice(vm, "the control channel to QEMU works again");
+		vm_notice(vm, "the control channel to QEMU works again");
 	}
 	vm->reconnecting = false;
 	if (vm->closing || !vm->qmp)
 		return;
 	if (!json_is_true(json_object_get(ret, "running")) && !vm->paused)
-		on_paused(vm, NULL);
+		vm_is_paused(vm);
 	if (!vm->closing && vm->qmp && vm->adopted)
 		qmp_call(vm->qmp, "query-chardev", NULL, QMP_CALL_MS, on_chardevs, vm);
 }
@@ -465,14 +330,14 @@ static void on_qmp_ready(void *arg, const struct qemu_version *version)
 /* Takes the connected @fd. */
 static int talk_qmp(struct qemu_vm *vm, int fd, struct error *err)
 {
-	const struct qmp_callbacks cb = { on_qmp_ready, on_qmp_event, on_qmp_closed, vm };
+	const struct qmp_callbacks cb = { on_qmp_ready, vm_qmp_event, on_qmp_closed, vm };
 
 	return qmp_open(vm->loop, fd, GREETING_MS, &cb, &vm->qmp, err);
 }
 
 static int open_qmp(struct qemu_vm *vm, struct error *err)
 {
-	scoped_free char *path = file(vm, FILE_QMP_SOCK);
+	scoped_free char *path = vm_file(vm, FILE_QMP_SOCK);
 	int fd;
 
 	return endpoint_connect(path, &fd, err) < 0 ? err->code : talk_qmp(vm, fd, err);
@@ -486,7 +351,7 @@ static void connect_qmp(struct qemu_vm *vm)
 	if (vm->state != VM_RUNNING || vm->qmp)
 		return;
 	if (!vm->reconnecting)
-		notice(vm, "the control channel to QEMU was lost, trying again");
+		vm_notice(vm, "the control channel to QEMU was lost, trying again");
 	vm->reconnecting = true;
 	vm->adopted = true;	/* events may have been missed: ask for the port's state */
 	if (open_qmp(vm, &err) < 0) {
@@ -500,7 +365,7 @@ static void connect_qmp(struct qemu_vm *vm)
 /* A QEMU that serves this instance already; 0 none. */
 static pid_t find_running(struct qemu_vm *vm)
 {
-	scoped_free char *pid_path = file(vm, FILE_QEMU_PID), *qmp_path = file(vm, FILE_QMP_SOCK);
+	scoped_free char *pid_path = vm_file(vm, FILE_QEMU_PID), *qmp_path = vm_file(vm, FILE_QMP_SOCK);
 	struct error ignored = ERROR_NONE;
 	pid_t pid = pid_file_read(pid_path, "qemu-");
 	scoped_fd int fd = -1;
@@ -522,7 +387,7 @@ static const struct {
 static int listen_all(struct qemu_vm *vm, int fds[ARRAY_SIZE(sockets)], struct error *err)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(sockets); i++) {
-		scoped_free char *path = file(vm, sockets[i].file);
+		scoped_free char *path = vm_file(vm, sockets[i].file);
 
 		assert(sockets[i].fd == 3 + (int)i);
 		if (endpoint_listen(path, &fds[i], err) < 0)
@@ -545,7 +410,7 @@ static int spawn_qemu(struct qemu_vm *vm, const struct strv *argv, int *ret_qmp_
 		      struct error *err)
 {
 	int fds[ARRAY_SIZE(sockets)] = { -1, -1, -1 };
-	scoped_free char *log = file(vm, FILE_QEMU_LOG), *qmp = file(vm, FILE_QMP_SOCK);
+	scoped_free char *log = vm_file(vm, FILE_QEMU_LOG), *qmp = vm_file(vm, FILE_QMP_SOCK);
 	scoped_fd int qmp_fd = -1;
 	const struct process_spec spec = {
 		.argv = (const char *const *)argv->items,
@@ -568,7 +433,7 @@ static int spawn_qemu(struct qemu_vm *vm, const struct strv *argv, int *ret_qmp_
 	return rc;
 }
 
-static int launch(struct qemu_vm *vm, const struct qemu_version *version, struct error *err)
+static int launch(struct qemu_vm *vm, struct error *err)
 {
 	const struct config *c = vm->spec->config;
 	const struct qemu_arch *arch = qemu_arch_find(c->arch);
@@ -576,9 +441,10 @@ static int launch(struct qemu_vm *vm, const struct qemu_version *version, struct
 	struct qemu_machine machine = {
 		.spec = vm->spec,
 		.program = &vm->program,
-		.version = version,
+		.version = &vm->version,
 		.accel = accel.kind,
 		.sandbox = vm->sandbox,
+		.vsock = vm->spec->vsock && !vm->no_vsock && qemu_args_know_vsock(&vm->version),
 	};
 	scoped_strv struct strv argv = { 0 };
 	int qmp_fd;
@@ -588,15 +454,22 @@ static int launch(struct qemu_vm *vm, const struct qemu_version *version, struct
 		return err->code;
 	vm->state = VM_CONNECTING;
 	vm->info.pid = process_pid(vm->process);
-	qemu_version_text(version, vm->info.version);
+	qemu_version_text(&vm->version, vm->info.version);
+	vm->info.vsock = machine.vsock;
 	snprintf(vm->info.accel, sizeof(vm->info.accel), "%s", qemu_accel_name(accel.kind));
 	snprintf(vm->info.machine, sizeof(vm->info.machine), "%.*s",
 		 (int)strcspn(arch->machine, ","), arch->machine);
 	if (talk_qmp(vm, qmp_fd, err) < 0)
 		return err->code;
-	if (accel.kind == QEMU_TCG)
-		notice(vm, "using TCG (slow): %s", accel.reason);
+	if (accel.kind == QEMU_TCG && !vm->no_vsock)	/* once */
+		vm_notice(vm, "using TCG (slow): %s", accel.reason);
 	return 0;
+}
+
+static void begin_launch(struct qemu_vm *vm)
+{
+	if (launch(vm, &vm->why) < 0)
+		fail_start(vm);
 }
 
 static void ask_version(struct qemu_vm *vm);
@@ -604,26 +477,26 @@ static void ask_version(struct qemu_vm *vm);
 static void on_answer(void *arg, const struct child_result *r)
 {
 	struct qemu_vm *vm = arg;
-	struct qemu_version version = { 0 };
 	bool again = false;
 
 	child_close(steal_ptr(&vm->question));
 	uv_timer_stop(&vm->turn);
 	if (qemu_binary_answer(&vm->program, r->exit_code, buf_str(&r->out), buf_str(&r->err),
-			       vm->sandbox, &again, &version, &vm->why) < 0) {
+			       vm->sandbox, &again, &vm->version, &vm->why) < 0) {
 		fail_start(vm);
 		return;
 	}
 	if (again) {
 		vm->sandbox = false;
-		notice(vm, "this QEMU was built without its seccomp sandbox, going on without");
+		vm_notice(vm, "this QEMU was built without its seccomp sandbox, going on without");
 		if (!vm->closing)
 			ask_version(vm);
 		return;
 	}
-	if (qemu_binary_check_version(&version, vm->spec->config, NULL, &vm->why) < 0 ||
-	    launch(vm, &version, &vm->why) < 0)
+	if (qemu_binary_check_version(&vm->version, vm->spec->config, NULL, &vm->why) < 0)
 		fail_start(vm);
+	else
+		begin_launch(vm);
 }
 
 static void on_no_answer(struct qemu_vm *vm)
@@ -726,7 +599,7 @@ static void qemu_adopt(struct driver *d, driver_done_fn done, void *arg)
 
 static void on_stop_says(void *arg, const char *text)
 {
-	notice(arg, "%s", text);
+	vm_notice(arg, "%s", text);
 }
 
 static void on_stop_failed(void *arg, const struct error *err)
@@ -789,7 +662,7 @@ static void qemu_info(struct driver *d, struct driver_info *ret)
 static int qemu_agent_connect(struct driver *d, int *ret_fd, struct error *err)
 {
 	struct qemu_vm *vm = vm_of(d);
-	scoped_free char *path = file(vm, FILE_GA_SOCK);
+	scoped_free char *path = vm_file(vm, FILE_GA_SOCK);
 
 	if (vm->state != VM_RUNNING)
 		return error_set(err, -EAGAIN, "QEMU does not run yet");
@@ -821,6 +694,7 @@ static void qemu_close(struct driver *d)
 		child_close(steal_ptr(&vm->question));
 	if (vm->stop)
 		stop_free(steal_ptr(&vm->stop));
+	vm_changes_cancel(vm);
 	drop_qmp(vm);
 	if (vm->process)
 		process_close(steal_ptr(&vm->process));
@@ -853,15 +727,23 @@ void qemu_driver_set_waits(struct driver *d, const struct stop_waits *waits)
 	vm_of(d)->waits = *waits;
 }
 
+void qemu_driver_set_unplug_wait(struct driver *d, unsigned ms)
+{
+	vm_of(d)->unplug_ms = ms;
+}
+
 const struct driver_ops qemu_driver_ops = {
 	.name = "qemu",
-	.features = DRIVER_CAN_ADOPT,
+	.features = DRIVER_CAN_ADOPT | DRIVER_VSOCK,
 	.validate = qemu_validate,
 	.open = qemu_open,
 	.start = qemu_start,
 	.adopt = qemu_adopt,
 	.info = qemu_info,
 	.agent_connect = qemu_agent_connect,
+	.vsock_plug = vm_vsock_plug,
+	.vsock_unplug = vm_vsock_unplug,
+	.ssh_forward = vm_ssh_forward,
 	.stop = qemu_stop,
 	.close = qemu_close,
 };

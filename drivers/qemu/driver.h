@@ -8,7 +8,8 @@
  *   the three sockets → spawn → QMP greets → query-status → pid file → done
  *
  * with one deadline over each wait, so a start ends in words, never in silence.
- * Adopting begins at the pid file or at who listens on qmp.sock, and joins the
+ * A QEMU that cannot have the vsock device ends at once, and is spawned again
+ * without it. Adopting begins at the pid file or at who listens on qmp.sock, and joins the
  * chain at "QMP greets".
  */
 #pragma once
@@ -20,3 +21,5 @@ extern const struct driver_ops qemu_driver_ops;
 
 /* Shorter waits, for tests; before stop(). */
 void qemu_driver_set_waits(struct driver *d, const struct stop_waits *waits);
+/* For the guest to let go of a device; 0: change.h's. */
+void qemu_driver_set_unplug_wait(struct driver *d, unsigned ms);

@@ -20,6 +20,7 @@ struct qemu_machine {		/* all borrowed */
 	const struct qemu_version *version;
 	enum qemu_accel_kind accel;
 	bool sandbox;			/* this QEMU was built with seccomp */
+	bool vsock;			/* and may have the vsock device */
 };
 
 /* Appends to @ret. A disk that refers to other files of the host is -EPERM. */

@@ -38,6 +38,7 @@ static const char *const file_names[] = {
 	[FILE_SSH_KNOWN_HOSTS] = "ssh_known_hosts",
 	[FILE_GA_SOCK] = "ga.sock",
 	[FILE_GA_FWD_SOCK] = "ga-ssh.sock",
+	[FILE_VSOCK_SOCK] = "vsock.sock",
 	[FILE_GA_SECRET] = "ga.secret",
 	[FILE_HA_PID] = "ha.pid",
 	[FILE_HA_SOCK] = "ha.sock",

@@ -38,6 +38,7 @@ enum instance_file {
 	FILE_SSH_KNOWN_HOSTS,	/* ssh_known_hosts: the guest's pinned host key */
 	FILE_GA_SOCK,		/* ga.sock: virtio-serial port of the guest agent */
 	FILE_GA_FWD_SOCK,	/* ga-ssh.sock: agent socket forwarded by ssh */
+	FILE_VSOCK_SOCK,	/* vsock.sock: QEMU connects to its vsock device, us */
 	FILE_GA_SECRET,		/* ga.secret: link magic, 0600 */
 	FILE_HA_PID,		/* ha.pid */
 	FILE_HA_SOCK,		/* ha.sock */

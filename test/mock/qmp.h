@@ -19,12 +19,15 @@ struct mock_qmp {
 	uv_pipe_t pipe;
 	struct loop *loop;
 	struct strv commands;	/* names, in the order of arrival */
+	struct strv arguments;	/* of each, as compact JSON with sorted keys, "" none */
 	json_t *schema;
 	char in[65536];
 	size_t len;
 	/* What to do with the next commands after qmp_capabilities. */
 	bool silent;		/* receive, do not answer */
 	const char *error;	/* answer with this error text */
+	json_t *answers;	/* command → its reply's "return", instead of the table's; a
+				 * string "!TEXT" is an error. May be NULL */
 	json_t *last_id;	/* of the last command */
 	bool closed;		/* the other side closed */
 };
@@ -35,6 +38,8 @@ void mock_qmp_greet(struct mock_qmp *m);
 void mock_qmp_send(struct mock_qmp *m, const char *text);	/* raw, as it is */
 void mock_qmp_event(struct mock_qmp *m, const char *name, json_t *data);	/* takes @data */
 void mock_qmp_reply(struct mock_qmp *m, json_t *id, json_t *ret);	/* takes @ret */
+/* Adds to m->answers: @json is text. */
+void mock_qmp_answer(struct mock_qmp *m, const char *command, const char *json);
 void mock_qmp_close(struct mock_qmp *m);	/* as QEMU dying does; frees when closed */
 
 /* NULL, or what is wrong with sending that; static. */

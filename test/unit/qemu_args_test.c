@@ -87,6 +87,19 @@ static void make_aarch64_bios(struct fixture *f)
 	f->in.firmware = &f->firmware;
 }
 
+static void make_vsock(struct fixture *f)
+{
+	make_direct_kernel_tcg(f);
+	f->in.vsock_socket = "vsock.sock";
+}
+
+static void make_aarch64_vsock_ssh(struct fixture *f)
+{
+	make_aarch64_tcg(f);
+	f->in.vsock_socket = "/vm,1/vsock.sock";
+	f->in.ssh_port = 0;
+}
+
 static const struct {
 	const char *name;
 	void (*make)(struct fixture *f);
@@ -97,6 +110,8 @@ static const struct {
 	{ "commas", make_commas },
 	{ "aarch64-tcg", make_aarch64_tcg },
 	{ "aarch64-bios", make_aarch64_bios },
+	{ "vsock", make_vsock },
+	{ "aarch64-vsock-ssh", make_aarch64_vsock_ssh },
 };
 
 static void test_args_golden(void **state)
@@ -162,12 +177,20 @@ static void test_args_refuse_what_cannot_run(void **state)
 	strv_done(&f.program);
 }
 
+static void test_args_vsock_by_version(void **state)
+{
+	assert_false(qemu_args_know_vsock(&(struct qemu_version){ 5, 0, 1 }));
+	assert_true(qemu_args_know_vsock(&(struct qemu_version){ 5, 1, 0 }));
+	assert_true(qemu_args_know_vsock(&(struct qemu_version){ 10, 0, 3 }));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_args_golden),
 		cmocka_unit_test(test_args_comma_stays_in_its_path),
 		cmocka_unit_test(test_args_refuse_what_cannot_run),
+		cmocka_unit_test(test_args_vsock_by_version),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

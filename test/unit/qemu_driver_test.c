@@ -176,7 +176,9 @@ static void begin(struct vm *vm, const uint8_t *code, size_t len)
 			    .firmware = { .legacy_bios = true } },
 	};
 	assert_non_null(mkdtemp(vm->dir));
-	vm->spec = (struct driver_spec){ "dev", vm->dir, &vm->config, free_port() };
+	vm->spec = (struct driver_spec){
+		.name = "dev", .dir = vm->dir, .config = &vm->config, .ssh_port = free_port(),
+	};
 	memcpy(disk, code, len);
 	disk[510] = 0x55;
 	disk[511] = 0xaa;
@@ -492,6 +494,60 @@ static void test_driver_start_fails_with_qemus_words(void **state)
 	finish(&vm);
 }
 
+/* As with a QEMU that was built without the device: it ends and names it. */
+static void test_driver_starts_without_what_it_cannot_have(void **state)
+{
+	struct error err = ERROR_NONE;
+	struct driver_info info;
+	struct vm vm;
+
+	begin(&vm, guest_obeys, sizeof(guest_obeys));
+	vm.spec.vsock = vm.spec.ssh_over_vsock = true;
+	start_well(&vm);	/* nobody listens at vsock.sock */
+	qemu_driver_ops.info(vm.driver, &info);
+	assert_false(info.vsock);
+	scoped_free char *log = file(&vm, FILE_QEMU_LOG);
+	scoped_buf struct buf b = { 0 };
+	assert_int_equal(path_read_file(log, 65536, &b, &err), 0);
+	assert_null(strstr(buf_str(&b), "vsock"));
+	assert_non_null(strstr(buf_str(&b), "hostfwd"));	/* ssh has its way then */
+	stop(&vm, false);
+	assert_int_equal(vm.n_event[DRIVER_EXITED], 1);
+	finish(&vm);
+}
+
+static void test_driver_changes_the_running_vm(void **state)
+{
+	struct done done = { 0 };
+	struct vm vm;
+
+	begin(&vm, guest_sleeps, sizeof(guest_sleeps));
+	qemu_driver_ops.vsock_unplug(vm.driver, on_done, &done);	/* it does not run */
+	run_until(&vm, done.n);
+	assert_int_equal(done.err.code, -ECONNRESET);
+	start_well(&vm);
+	qemu_driver_ops.vsock_unplug(vm.driver, on_done, &done);
+	run_until(&vm, done.n == 2);
+	assert_int_equal(done.err.code, 0);
+	qemu_driver_ops.vsock_plug(vm.driver, on_done, &done);
+	run_until(&vm, done.n == 3);
+	assert_int_equal(done.err.code, -ENOTSUP);
+	for (int on = 0; on < 2; on++) {	/* off, off again is fine, on */
+		qemu_driver_ops.ssh_forward(vm.driver, false, on_done, &done);
+		run_until(&vm, done.n == 4u + (unsigned)on);
+		assert_int_equal(done.err.code, 0);
+	}
+	qemu_driver_ops.ssh_forward(vm.driver, true, on_done, &done);
+	run_until(&vm, done.n == 6);
+	assert_int_equal(done.err.code, 0);
+	qemu_driver_ops.ssh_forward(vm.driver, true, on_done, &done);
+	run_until(&vm, done.n == 7);
+	assert_int_equal(done.err.code, -EADDRINUSE);
+	qemu_driver_ops.vsock_plug(vm.driver, on_done, &done);	/* close() tells it */
+	stop(&vm, true);
+	finish(&vm);
+}
+
 static void test_driver_start_fails_on_a_taken_port(void **state)
 {
 	struct sockaddr_in sa = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -720,6 +776,8 @@ int main(void)
 		cmocka_unit_test(test_driver_adopted_qemu_is_killed),
 		cmocka_unit_test(test_driver_nobody_to_adopt),
 		cmocka_unit_test(test_driver_start_fails_with_qemus_words),
+		cmocka_unit_test(test_driver_starts_without_what_it_cannot_have),
+		cmocka_unit_test(test_driver_changes_the_running_vm),
 		cmocka_unit_test(test_driver_start_fails_on_a_taken_port),
 		cmocka_unit_test(test_driver_start_without_a_disk),
 		cmocka_unit_test(test_driver_disk_that_became_qcow2),

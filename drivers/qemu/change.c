@@ -1,0 +1,401 @@
+#include "drivers/qemu/change.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#include "drivers/qemu/args.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum {
+	CALL_MS = 10 * 1000,
+	GUEST_MS = 30 * 1000,	/* PCIe's own hot-plug takes 5 s in a guest that is idle */
+	CHARDEV_MAX = 1000000,	/* a number above is nobody's we made */
+};
+
+struct change {			/* refs: the timer's handle and a call in flight */
+	struct change_options o;
+	enum change_kind kind;
+	driver_done_fn done;
+	void *arg;
+	uv_timer_t timer;	/* the first turn, the guest's deadline, the end */
+	void (*next)(struct change *c);
+	void (*replied)(struct change *c, json_t *ret, const struct error *err);
+	unsigned refs;
+	bool freed, ended;
+	bool asking;			/* a call is in flight */
+	bool waiting, device_gone;	/* "out": asked for; DEVICE_DELETED came */
+	unsigned chardev;		/* "in": number of ours */
+	json_t *stale;			/* labels still to be removed */
+	struct error err;
+};
+
+/* --- turns and calls ------------------------------------------------------------ */
+
+static void unref(struct change *c)
+{
+	if (--c->refs > 0)
+		return;
+	json_decref(c->stale);
+	free(c);
+}
+
+static void on_closed(uv_handle_t *h)
+{
+	unref(h->data);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+	struct change *c = timer->data;
+
+	if (!c->freed)
+		c->next(c);
+}
+
+static void later(struct change *c, unsigned ms, void (*fn)(struct change *c))
+{
+	c->next = fn;
+	uv_timer_start(&c->timer, on_timer, ms, 0);
+}
+
+static void tell(struct change *c)
+{
+	c->done(c->arg, &c->err);
+}
+
+/* At the next turn, so that nobody is freed under our feet. */
+static void end(struct change *c, const struct error *err)
+{
+	if (c->ended)
+		return;
+	c->ended = true;
+	c->waiting = false;
+	if (err)
+		c->err = *err;
+	later(c, 0, tell);
+}
+
+static void on_reply(void *arg, json_t *ret, const struct error *err)
+{
+	struct change *c = arg;
+
+	c->asking = false;
+	if (!c->freed && !c->ended)
+		c->replied(c, ret, err);
+	unref(c);
+}
+
+static void call(struct change *c, const char *command, json_t *args,
+		 void (*replied)(struct change *c, json_t *ret, const struct error *err))
+{
+	c->replied = replied;
+	c->asking = true;
+	c->refs++;
+	qmp_call(c->o.qmp, command, args, CALL_MS, on_reply, c);
+}
+
+/* --- chardevs of devices that are gone ----------------------------------------------- */
+
+/* The number in "vsockN"; -1: not ours. */
+static int chardev_number(const char *label)
+{
+	const size_t len = strlen(QEMU_VSOCK_CHARDEV);
+	char *rest;
+	long n;
+
+	if (!label || strncmp(label, QEMU_VSOCK_CHARDEV, len) != 0 || label[len] < '0' ||
+	    label[len] > '9')
+		return -1;
+	n = strtol(label + len, &rest, 10);
+	return *rest || n > CHARDEV_MAX ? -1 : (int)n;
+}
+
+static void chardevs_are_gone(struct change *c);
+static void remove_next(struct change *c);
+
+/* One that is still in use says so ("busy"), and stays. */
+static void on_removed(struct change *c, json_t *ret, const struct error *err)
+{
+	if (err->code)
+		log_debug("driver: %s", err->msg);
+	remove_next(c);
+}
+
+static void remove_next(struct change *c)
+{
+	json_t *label = json_incref(json_array_get(c->stale, 0));
+
+	if (!label) {
+		chardevs_are_gone(c);
+		return;
+	}
+	json_array_remove(c->stale, 0);
+	call(c, "chardev-remove", json_pack("{s:o}", "id", label), on_removed);
+}
+
+/* The number after the highest: QEMU keeps the name of one from its command line
+ * taken even when the chardev itself is removed. */
+static void on_chardevs(struct change *c, json_t *ret, const struct error *err)
+{
+	json_t *chardev;
+	size_t i;
+
+	if (err->code) {
+		end(c, err);
+		return;
+	}
+	c->stale = json_array();
+	c->chardev = 1;
+	json_array_foreach(ret, i, chardev) {
+		json_t *label = json_object_get(chardev, "label");
+		int n = chardev_number(json_string_value(label));
+
+		if (n < 0)
+			continue;
+		json_array_append(c->stale, label);
+		c->chardev = MAX(c->chardev, (unsigned)n + 1);
+	}
+	remove_next(c);
+}
+
+/* --- the vsock device in ---------------------------------------------------------- */
+
+static void on_plug_undone(struct change *c, json_t *ret, const struct error *err)
+{
+	end(c, &c->err);
+}
+
+static char *chardev_id(const struct change *c)
+{
+	return xasprintf(QEMU_VSOCK_CHARDEV "%u", c->chardev);
+}
+
+static void on_device_added(struct change *c, json_t *ret, const struct error *err)
+{
+	scoped_free char *id = chardev_id(c);
+
+	if (!err->code) {
+		end(c, NULL);
+		return;
+	}
+	c->err = *err;
+	call(c, "chardev-remove", json_pack("{s:s}", "id", id), on_plug_undone);
+}
+
+static void on_chardev_added(struct change *c, json_t *ret, const struct error *err)
+{
+	scoped_free char *id = chardev_id(c);
+
+	if (err->code)
+		end(c, err);
+	else
+		call(c, "device_add",
+		     json_pack("{s:s, s:s, s:s, s:s}", "driver", QEMU_VSOCK_DRIVER, "id",
+			       QEMU_VSOCK_DEVICE, "bus", QEMU_VSOCK_PORT, "chardev", id),
+		     on_device_added);
+}
+
+static void chardevs_are_gone(struct change *c)
+{
+	scoped_free char *id = chardev_id(c);
+
+	if (c->kind == CHANGE_VSOCK_OUT)
+		end(c, NULL);
+	else
+		call(c, "chardev-add",
+		     json_pack("{s:s, s:{s:s, s:{s:{s:s, s:{s:s}}, s:b}}}", "id", id, "backend",
+			       "type", "socket", "data", "addr", "type", "unix", "data", "path",
+			       c->o.vsock_socket, "server", 0),
+		     on_chardev_added);
+}
+
+/* --- the vsock device out ----------------------------------------------------------- */
+
+static void device_is_out(struct change *c)
+{
+	c->waiting = false;
+	uv_timer_stop(&c->timer);
+	call(c, "query-chardev", NULL, on_chardevs);
+}
+
+static void on_guest_silent(struct change *c)
+{
+	struct error err = ERROR_NONE;
+
+	error_set(&err, -ETIMEDOUT, "the guest did not let go of its vsock device in %u s",
+		  (c->o.guest_ms + 999) / 1000);
+	end(c, &err);
+}
+
+/* A guest may be asked only once for the same device; one that was asked by an
+ * earlier host agent may still be about to obey. */
+static void on_device_del(struct change *c, json_t *ret, const struct error *err)
+{
+	if (err->code && !strstr(err->msg, "already in the process of unplug") &&
+	    !strstr(err->msg, "not found"))
+		end(c, err);
+	else if (c->device_gone || (err->code && strstr(err->msg, "not found")))
+		device_is_out(c);
+}
+
+static void on_guest_refuses(struct change *c)
+{
+	struct error err = ERROR_NONE;
+
+	error_set(&err, -EREMOTEIO, "the guest refused to let go of its vsock device");
+	end(c, &err);
+}
+
+void change_event(struct change *c, const char *name, json_t *data)
+{
+	const char *device = json_string_value(json_object_get(data, "device"));
+
+	if (!c->waiting || !device || !streq(device, QEMU_VSOCK_DEVICE))
+		return;
+	if (streq(name, "DEVICE_UNPLUG_GUEST_ERROR")) {
+		on_guest_refuses(c);
+	} else if (streq(name, "DEVICE_DELETED")) {
+		c->device_gone = true;
+		if (!c->asking)	/* else device_del's reply is next */
+			device_is_out(c);
+	}
+}
+
+/* --- what is plugged in now --------------------------------------------------------- */
+
+static bool has_name(json_t *list, const char *name)
+{
+	json_t *o;
+	size_t i;
+
+	json_array_foreach(list, i, o) {
+		const char *is = json_string_value(json_object_get(o, "name"));
+
+		if (is && streq(is, name))
+			return true;
+	}
+	return false;
+}
+
+static void on_devices_out(struct change *c, bool plugged)
+{
+	if (!plugged) {
+		device_is_out(c);
+		return;
+	}
+	c->waiting = true;
+	later(c, c->o.guest_ms, on_guest_silent);
+	call(c, "device_del", json_pack("{s:s}", "id", QEMU_VSOCK_DEVICE), on_device_del);
+}
+
+static void on_devices_in(struct change *c, bool plugged, bool has_port)
+{
+	struct error err = ERROR_NONE;
+
+	if (plugged)
+		error_set(&err, -EEXIST, "there is a vsock device in this QEMU already");
+	else if (!has_port)
+		error_set(&err, -ENOTSUP, "this QEMU was started without a place for a vsock device");
+	if (err.code)
+		end(c, &err);
+	else
+		call(c, "query-chardev", NULL, on_chardevs);
+}
+
+static void on_devices(struct change *c, json_t *ret, const struct error *err)
+{
+	bool plugged = has_name(ret, QEMU_VSOCK_DEVICE);
+
+	if (err->code)
+		end(c, err);
+	else if (c->kind == CHANGE_VSOCK_OUT)
+		on_devices_out(c, plugged);
+	else
+		on_devices_in(c, plugged, has_name(ret, QEMU_VSOCK_PORT));
+}
+
+static void begin_vsock(struct change *c)
+{
+	/* what has an id= is there (QEMU docs/devel/qom) */
+	call(c, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), on_devices);
+}
+
+/* --- the forward of ssh ---------------------------------------------------------------- */
+
+/* The human monitor has no error codes: no text is done; "removed" and "not
+ * found" are as it was wanted (QEMU net/slirp.c). */
+static void on_forward(struct change *c, json_t *ret, const struct error *err)
+{
+	const char *text = json_string_value(ret);
+	struct error failed = *err;
+
+	if (!err->code && text && *text && c->kind == CHANGE_SSH_ON) {
+		scoped_free char *shown = log_escape(text, 200);
+
+		error_set(&failed, -EADDRINUSE, "QEMU's user network: %s", shown);
+	}
+	end(c, &failed);
+}
+
+static void begin_forward(struct change *c)
+{
+	scoped_free char *add = xasprintf("hostfwd_add " QEMU_NETDEV " tcp:127.0.0.1:%u-:22",
+					  c->o.ssh_port);
+	scoped_free char *remove = xasprintf("hostfwd_remove " QEMU_NETDEV " tcp:127.0.0.1:%u",
+					     c->o.ssh_port);
+
+	/* there is no QMP command for it (QEMU 10) */
+	call(c, "human-monitor-command",
+	     json_pack("{s:s}", "command-line", c->kind == CHANGE_SSH_ON ? add : remove), on_forward);
+}
+
+/* --- life --------------------------------------------------------------------------- */
+
+static void begin(struct change *c)
+{
+	static void (*const first[])(struct change *c) = {
+		[CHANGE_VSOCK_IN] = begin_vsock,
+		[CHANGE_VSOCK_OUT] = begin_vsock,
+		[CHANGE_SSH_ON] = begin_forward,
+		[CHANGE_SSH_OFF] = begin_forward,
+	};
+
+	if (c->o.qmp)
+		first[c->kind](c);
+	else
+		change_qmp_lost(c);
+}
+
+struct change *change_begin(const struct change_options *o, enum change_kind kind,
+			    driver_done_fn done, void *arg)
+{
+	struct change *c = xnew(struct change);
+
+	c->o = *o;
+	c->o.guest_ms = o->guest_ms ? o->guest_ms : GUEST_MS;
+	c->kind = kind;
+	c->done = done;
+	c->arg = arg;
+	uv_timer_init(&o->loop->uv, &c->timer);
+	c->timer.data = c;
+	c->refs = 1;
+	later(c, 0, begin);
+	return c;
+}
+
+void change_qmp_lost(struct change *c)
+{
+	struct error err = ERROR_NONE;
+
+	error_set(&err, -ECONNRESET, "the control channel to QEMU is lost");
+	end(c, &err);
+}
+
+void change_free(struct change *c)
+{
+	if (!c || c->freed)
+		return;
+	c->freed = true;
+	uv_close((uv_handle_t *)&c->timer, on_closed);
+}

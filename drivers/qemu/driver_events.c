@@ -1,0 +1,126 @@
+#include <stdio.h>
+#include <sys/statvfs.h>
+
+#include "drivers/qemu/args.h"
+#include "drivers/qemu/driver_impl.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum { ROOM_CHECK_MS = 5000 };
+#define ROOM_MIN_BYTES (UINT64_C(256) << 20)	/* before a VM paused by a full disk goes on */
+
+/* --- a full disk ----------------------------------------------------------------- */
+
+static void on_room_timer(uv_timer_t *timer)
+{
+	struct qemu_vm *vm = timer->data;
+	struct statvfs fs;
+
+	if (vm->closing || !vm->qmp || statvfs(vm->spec->dir, &fs) < 0 ||
+	    (uint64_t)fs.f_bavail * fs.f_frsize < ROOM_MIN_BYTES)
+		return;
+	uv_timer_stop(timer);
+	qmp_call(vm->qmp, "cont", NULL, QMP_CALL_MS, NULL, NULL);
+	vm_notice(vm, "there is room on the disk again: the guest continues");
+}
+
+/* --- QMP events -------------------------------------------------------------------- */
+
+static void on_shutdown(struct qemu_vm *vm, json_t *data)
+{
+	const char *reason = json_string_value(json_object_get(data, "reason"));
+	bool guest = json_is_true(json_object_get(data, "guest"));
+
+	snprintf(vm->shutdown, sizeof(vm->shutdown), "%s",
+		 reason ? reason : (guest ? "guest-shutdown" : "host-qmp-quit"));
+	if (guest)
+		vm_event(vm, DRIVER_SHUTDOWN, vm->shutdown);
+}
+
+static void on_reset(struct qemu_vm *vm, json_t *data)
+{
+	const char *reason = json_string_value(json_object_get(data, "reason"));
+
+	/* the guest's driver starts anew; not every QEMU tells of the port then */
+	if (vm->agent_open) {
+		vm->agent_open = false;
+		vm_event(vm, DRIVER_AGENT_PORT_CLOSED, "reset");
+	}
+	vm_event(vm, DRIVER_RESET, reason ? reason : "");
+}
+
+static void on_paused(struct qemu_vm *vm, json_t *data)
+{
+	vm->paused = true;
+	vm_event(vm, DRIVER_PAUSED, "");
+}
+
+void vm_is_paused(struct qemu_vm *vm)
+{
+	on_paused(vm, NULL);
+}
+
+static void on_resumed(struct qemu_vm *vm, json_t *data)
+{
+	vm->paused = false;
+	uv_timer_stop(&vm->room);
+	vm_event(vm, DRIVER_RESUMED, "");
+}
+
+static void on_serial_port(struct qemu_vm *vm, json_t *data)
+{
+	const char *id = json_string_value(json_object_get(data, "id"));
+	bool open = json_is_true(json_object_get(data, "open"));
+
+	if (!id || !streq(id, QEMU_AGENT_PORT_ID) || open == vm->agent_open)
+		return;
+	vm->agent_open = open;
+	vm_event(vm, open ? DRIVER_AGENT_PORT_OPEN : DRIVER_AGENT_PORT_CLOSED, "");
+}
+
+/* QEMU docs: BLOCK_IO_ERROR; with the default werror=enospc a full disk pauses
+ * the guest instead of giving its file system an error. */
+static void on_block_error(struct qemu_vm *vm, json_t *data)
+{
+	static struct log_limit limit;
+	const char *reason = json_string_value(json_object_get(data, "reason"));
+	const char *what = json_string_value(json_object_get(data, "operation"));
+	scoped_free char *shown = log_escape(reason ? reason : "unknown", 200);
+
+	if (json_is_true(json_object_get(data, "nospace"))) {
+		if (uv_is_active((uv_handle_t *)&vm->room))
+			return;
+		uv_timer_start(&vm->room, on_room_timer, ROOM_CHECK_MS, ROOM_CHECK_MS);
+		vm_notice(vm, "no space left for %s/%s: the guest is paused and goes on by itself "
+		       "once 256 MiB are free", vm->spec->dir, layout_file_name(FILE_DISK));
+	} else if (log_limit_pass(&limit)) {
+		vm_notice(vm, "the host could not %s %s/%s for the guest: %s",
+		       what && streq(what, "write") ? "write" : "read", vm->spec->dir,
+		       layout_file_name(FILE_DISK), shown);
+	}
+}
+
+static const struct {
+	const char *name;
+	void (*fn)(struct qemu_vm *vm, json_t *data);
+} qmp_events[] = {
+	{ "SHUTDOWN", on_shutdown },
+	{ "RESET", on_reset },
+	{ "STOP", on_paused },
+	{ "RESUME", on_resumed },
+	{ "VSERPORT_CHANGE", on_serial_port },
+	{ "BLOCK_IO_ERROR", on_block_error },
+};
+
+void vm_qmp_event(void *arg, const char *name, json_t *data)
+{
+	struct qemu_vm *vm = arg;
+
+	log_debug("driver: QMP event `%s`", name);
+	vm_changes_event(vm, name, data);
+	for (size_t i = 0; i < ARRAY_SIZE(qmp_events); i++)
+		if (streq(qmp_events[i].name, name)) {
+			qmp_events[i].fn(vm, data);
+			return;
+		}
+}

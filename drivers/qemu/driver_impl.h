@@ -1,0 +1,94 @@
+/* driver_impl.h - the state of a QEMU, shared by driver*.c only
+ *
+ *	driver		life: start, adopt, stop
+ *	driver_events	what QEMU tells by itself
+ *	driver_changes	what is plugged in and out while it runs
+ */
+#pragma once
+
+#include <jansson.h>
+
+#include "drivers/qemu/change.h"
+#include "drivers/qemu/driver.h"
+#include "drivers/qemu/process.h"
+#include "drivers/qemu/qmp.h"
+#include "drivers/qemu/stop.h"
+#include "drivers/qemu/version.h"
+#include "lib/base/child.h"
+#include "lib/base/strv.h"
+#include "lib/store/layout.h"
+
+enum { QMP_CALL_MS = 10 * 1000 };
+
+enum vm_state {			/* what is allowed:	start adopt | stop | agent_connect */
+	VM_IDLE,		/*			  x     x   |  x   |               */
+	VM_ASKING,		/* the version		            |  x   |               */
+	VM_CONNECTING,		/* spawned or adopted, no QMP yet   |  x   |               */
+	VM_RUNNING,		/*			            |  x   |       x       */
+	VM_GONE,		/*			            |  x   |               */
+};
+
+enum { VM_CHANGE_VSOCK, VM_CHANGE_SSH, VM_CHANGES };	/* one of each at a time */
+
+struct waiter {			/* a stop() that waits */
+	driver_done_fn done;
+	void *arg;
+	struct waiter *next;
+};
+
+struct qemu_vm {		/* owner: the host agent. refs: own handles */
+	struct loop *loop;
+	const struct driver_spec *spec;
+	struct driver_callbacks cb;
+	struct stop_waits waits;
+	enum vm_state state;
+	unsigned refs;
+	bool closing;
+
+	uv_timer_t turn;	/* runs `next` at the next turn of the loop, or at a deadline */
+	void (*next)(struct qemu_vm *vm);
+	uv_timer_t room;	/* paused by a full disk: look for room */
+
+	driver_done_fn start_done;	/* start() or adopt() in flight */
+	void *start_arg;
+	struct waiter *waiters;
+	struct error why;		/* what will be told if QEMU does not say it better */
+
+	struct strv program;
+	bool sandbox, sandbox_asked;
+	struct child *question;
+	struct process *process;
+	struct qmp *qmp;
+	struct stop *stop;
+	bool adopted, paused, agent_open, reconnecting;
+	char shutdown[64];		/* reason in QEMU's SHUTDOWN event, "" none */
+	struct driver_info info;
+
+	struct qemu_version version;	/* of the program that start() asked */
+	bool no_vsock;			/* it did not start with it */
+	unsigned unplug_ms;		/* for tests, 0: change.h's */
+	struct vm_change {
+		struct qemu_vm *vm;
+		struct change *change;	/* NULL: none under way */
+		driver_done_fn done;
+		void *arg;
+	} changes[VM_CHANGES];
+};
+
+/* --- driver.c ------------------------------------------------------------ */
+void vm_notice(struct qemu_vm *vm, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void vm_event(struct qemu_vm *vm, enum driver_event what, const char *detail);
+char *vm_file(const struct qemu_vm *vm, enum instance_file f);	/* caller frees */
+
+/* --- driver_events.c ------------------------------------------------------ */
+void vm_qmp_event(void *arg, const char *name, json_t *data);	/* arg: the vm */
+/* The vCPUs stand still, as found by asking. */
+void vm_is_paused(struct qemu_vm *vm);
+
+/* --- driver_changes.c ----------------------------------------------------- */
+void vm_vsock_plug(struct driver *d, driver_done_fn done, void *arg);
+void vm_vsock_unplug(struct driver *d, driver_done_fn done, void *arg);
+void vm_ssh_forward(struct driver *d, bool on, driver_done_fn done, void *arg);
+void vm_changes_event(struct qemu_vm *vm, const char *name, json_t *data);
+void vm_changes_lost(struct qemu_vm *vm);	/* no QMP any more */
+void vm_changes_cancel(struct qemu_vm *vm);	/* tells them so and forgets them */
