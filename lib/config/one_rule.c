@@ -98,7 +98,7 @@ int config_rule_parse(const struct config_context *ctx, const struct config *c, 
 		.pool = pool,
 		.problems = { .list = &problems, .main_file = rule_file },
 	};
-	struct node *list;
+	struct node *list = NULL;	/* gcc 13 cannot see that rc == 0 sets it */
 	int rc = parse_rule(&r, text, len, &list, err);
 
 	if (rc == 0)
