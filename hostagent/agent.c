@@ -194,9 +194,9 @@ static json_t *get_ports(void *arg)
 static int serve(struct agent *a, struct error *err)
 {
 	static const struct control_path paths[] = {
-		{ "/v1/info", get_info },
-		{ "/v1/ports", get_ports },
-		{ "/v1/events", NULL },
+		{ .path = "/v1/info", .get = get_info },
+		{ .path = "/v1/ports", .get = get_ports },
+		{ .path = "/v1/events" },
 	};
 	struct control_options opts = {
 		.socket = a->o->socket,

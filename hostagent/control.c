@@ -14,17 +14,22 @@ enum {
 	CLIENTS_MAX = 64,
 	BACKLOG = 32,
 	IDLE_MS = 10000,
+	STALL_MS = 30000,
 	QUEUE_MAX_BYTES = 512 * 1024,	/* of events, for a reader that does not read */
+	BEHIND_BYTES = 64 * 1024,	/* in the queue: no more lines of a stream that can skip */
+	REQUEST_MAX_BYTES = HTTP_HEAD_MAX_BYTES + HTTP_BODY_MAX_BYTES,
+	READ_BYTES = 8192,
 };
 
 struct client {		/* refs: pipe, timer, writes under way */
 	struct control *control;
 	uv_pipe_t pipe;
-	uv_timer_t idle;	/* until a request is complete; not while streaming */
-	char in[HTTP_HEAD_MAX_BYTES];
-	size_t in_len;
+	uv_timer_t idle;	/* until a request is complete; of a stream, until it is read */
+	struct buf in;		/* at most REQUEST_MAX_BYTES */
+	bool continued;		/* "100 Continue" is said for this request */
 	size_t queued_bytes;
-	unsigned subscription;	/* 0: not streaming */
+	const struct control_path *streaming;	/* NULL: not */
+	unsigned subscription;
 	bool chunked, last;	/* last: hang up when all is written */
 	bool closing;
 	unsigned refs;
@@ -78,6 +83,7 @@ static void client_unref(struct client *cl)
 		}
 	}
 	c->n_clients--;
+	buf_done(&cl->in);
 	free(cl);
 	control_unref(c);
 }
@@ -89,13 +95,36 @@ static void on_client_closed(uv_handle_t *h)
 
 static void client_close(struct client *cl)
 {
+	struct control *c = cl->control;
+
 	if (cl->closing)
 		return;
 	cl->closing = true;
-	if (cl->subscription)
-		events_unsubscribe(cl->control->o.events, cl->subscription);
+	if (cl->subscription && cl->streaming->stream)
+		cl->streaming->stream->unsubscribe(c->o.arg, cl->subscription);
+	else if (cl->subscription)
+		events_unsubscribe(c->o.events, cl->subscription);
 	uv_close((uv_handle_t *)&cl->pipe, on_client_closed);
 	uv_close((uv_handle_t *)&cl->idle, on_client_closed);
+}
+
+static void on_stalled(uv_timer_t *t)
+{
+	log_debug("control: a reader does not read, hanging up");
+	client_close(t->data);
+}
+
+/* A stream waits for nobody: who takes nothing for a while goes. */
+static void watch_reader(struct client *cl)
+{
+	unsigned ms = cl->control->o.stall_timeout_ms;
+
+	if (!cl->streaming || cl->closing)
+		return;
+	if (cl->queued_bytes)
+		uv_timer_start(&cl->idle, on_stalled, ms ? ms : STALL_MS, 0);
+	else
+		uv_timer_stop(&cl->idle);
 }
 
 static void on_written(uv_write_t *req, int status)
@@ -108,6 +137,7 @@ static void on_written(uv_write_t *req, int status)
 	free(w);
 	if (status < 0 || (cl->last && cl->queued_bytes == 0))
 		client_close(cl);
+	watch_reader(cl);
 	client_unref(cl);
 }
 
@@ -132,10 +162,21 @@ static void client_send(struct client *cl, struct buf *b)
 	}
 }
 
+static void send_line(struct client *cl, const char *line)
+{
+	scoped_buf struct buf with_end = { 0 }, out = { 0 };
+
+	buf_addf(&with_end, "%s\n", line);
+	http_add_stream_piece(&out, (char *)with_end.data, with_end.len, cl->chunked);
+	client_send(cl, &out);
+	if (!uv_is_active((uv_handle_t *)&cl->idle))
+		watch_reader(cl);
+}
+
+/* Each event counts: who cannot keep up loses the stream, not some of them. */
 static void send_event(void *arg, const char *line)
 {
 	struct client *cl = arg;
-	scoped_buf struct buf with_end = { 0 }, out = { 0 };
 
 	if (cl->closing)
 		return;
@@ -144,30 +185,45 @@ static void send_event(void *arg, const char *line)
 		client_close(cl);
 		return;
 	}
-	buf_addf(&with_end, "%s\n", line);
-	http_add_stream_piece(&out, (char *)with_end.data, with_end.len, cl->chunked);
-	client_send(cl, &out);
+	send_line(cl, line);
 }
 
-static void start_stream(struct client *cl, const struct http_request *r)
+static bool offer_line(void *arg, const char *line)
 {
+	struct client *cl = arg;
+
+	if (cl->closing || uv_stream_get_write_queue_size((uv_stream_t *)&cl->pipe) > BEHIND_BYTES)
+		return false;
+	send_line(cl, line);
+	return true;
+}
+
+static void start_stream(struct client *cl, const struct control_path *p, const struct http_request *r)
+{
+	const struct control_options *o = &cl->control->o;
 	scoped_buf struct buf out = { 0 };
 
 	uv_timer_stop(&cl->idle);
+	cl->streaming = p;
 	cl->chunked = !r->is_http10;
 	http_add_stream_head(&out, "application/x-ndjson", cl->chunked);
 	client_send(cl, &out);
-	if (!cl->closing)
-		cl->subscription = events_subscribe(cl->control->o.events, send_event, cl);
+	if (cl->closing)
+		return;
+	if (p->stream)
+		cl->subscription = p->stream->subscribe(o->arg, offer_line, cl);
+	else
+		cl->subscription = events_subscribe(o->events, send_event, cl);
 }
 
-static void send_json(struct client *cl, const struct http_request *r, json_t *answer)
+/* Takes @answer. */
+static void send_json(struct client *cl, const struct http_request *r, int status, json_t *answer)
 {
-	scoped_free char *body = json_dumps(answer, JSON_COMPACT);
+	scoped_free char *body = json_dumps(answer, JSON_COMPACT | JSON_ENCODE_ANY);
 	scoped_buf struct buf out = { 0 };
 
 	assert(body);
-	http_add_response(&out, 200, "application/json", body, strlen(body), r->keep_alive,
+	http_add_response(&out, status, "application/json", body, strlen(body), r->keep_alive,
 			  streq(r->method, "HEAD"));
 	json_decref(answer);
 	client_send(cl, &out);
@@ -178,8 +234,53 @@ static void send_error(struct client *cl, int status, const char *text, bool kee
 	scoped_buf struct buf out = { 0 };
 
 	cl->last |= !keep_alive;
-	http_add_error(&out, status, text, keep_alive, false);
+	http_add_error(&out, status, NULL, text, keep_alive);
 	client_send(cl, &out);
+}
+
+static void send_not_allowed(struct client *cl, const struct control_path *p, bool keep_alive)
+{
+	scoped_buf struct buf out = { 0 }, allow = { 0 }, text = { 0 };
+
+	buf_addf(&allow, "%s%s%s", p->get ? "GET, HEAD" : "GET", p->post ? ", POST" : "",
+		 p->del ? ", DELETE" : "");
+	buf_addf(&text, "%s takes %s", p->path, buf_str(&allow));
+	cl->last |= !keep_alive;
+	http_add_error(&out, 405, buf_str(&allow), buf_str(&text), keep_alive);
+	client_send(cl, &out);
+}
+
+static void send_no_path(struct client *cl, bool keep_alive)
+{
+	const struct control_options *o = &cl->control->o;
+	scoped_buf struct buf text = { 0 };
+
+	buf_add_str(&text, "no such path; there are");
+	for (size_t i = 0; i < o->n_paths; i++)
+		buf_addf(&text, "%s %s", i ? "," : "", o->paths[i].path);
+	send_error(cl, 404, buf_str(&text), keep_alive);
+}
+
+static void change(struct client *cl, const struct http_request *r, control_change_fn fn,
+		   const char *body)
+{
+	struct error err = ERROR_NONE;
+	json_t *ret = NULL, *root;
+	json_error_t why;
+	int status;
+
+	root = json_loadb(body, r->body_len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+	if (!root) {
+		error_set(&err, -EINVAL, "the body is not JSON: column %d: %s", why.column, why.text);
+		send_error(cl, 400, err.msg, r->keep_alive);
+		return;
+	}
+	status = fn(cl->control->o.arg, root, &ret, &err);
+	json_decref(root);
+	if (status >= 400)
+		send_error(cl, status, err.msg, r->keep_alive);
+	else
+		send_json(cl, r, status, ret);
 }
 
 static const struct control_path *find_path(const struct control *c, const char *path)
@@ -190,30 +291,39 @@ static const struct control_path *find_path(const struct control *c, const char 
 	return NULL;
 }
 
-static void answer(struct client *cl, const struct http_request *r)
+static void answer(struct client *cl, const struct http_request *r, const char *body)
 {
 	const struct control_path *p = find_path(cl->control, r->path);
+	bool is_get = streq(r->method, "GET"), is_head = streq(r->method, "HEAD");
+	control_change_fn fn = !p ? NULL : streq(r->method, "POST") ? p->post :
+			       streq(r->method, "DELETE") ? p->del : NULL;
 
-	cl->last = !r->keep_alive && !(p && !p->get);
+	cl->last = !r->keep_alive && !(p && !p->get && is_get);
 	if (!p)
-		send_error(cl, 404, "no such path; there are /v1/info, /v1/ports, /v1/events",
-			   r->keep_alive && !streq(r->method, "HEAD"));
-	else if (!streq(r->method, "GET") && !(p->get && streq(r->method, "HEAD")))
-		send_error(cl, 405, "only GET", r->keep_alive && !streq(r->method, "HEAD"));
+		send_no_path(cl, r->keep_alive && !is_head);
+	else if (fn)
+		change(cl, r, fn, body);
+	else if (!is_get && !(p->get && is_head))
+		send_not_allowed(cl, p, r->keep_alive && !is_head);
 	else if (!p->get)
-		start_stream(cl, r);
+		start_stream(cl, p, r);
 	else
-		send_json(cl, r, p->get(cl->control->o.arg));
+		send_json(cl, r, 200, p->get(cl->control->o.arg));
 }
+
+static void restart_idle(struct client *cl);
 
 static void on_idle(uv_timer_t *t)
 {
 	struct client *cl = t->data;
 
-	if (cl->in_len)
-		send_error(cl, 408, "the request took too long", false);
-	else
+	if (cl->last || !cl->in.len) {
 		client_close(cl);
+		return;
+	}
+	send_error(cl, 408, "the request took too long", false);
+	if (!cl->closing)
+		restart_idle(cl);	/* for it to be read */
 }
 
 static void restart_idle(struct client *cl)
@@ -223,34 +333,51 @@ static void restart_idle(struct client *cl)
 	uv_timer_start(&cl->idle, on_idle, ms ? ms : IDLE_MS, 0);
 }
 
+static void ask_for_body(struct client *cl, const struct http_request *r)
+{
+	scoped_buf struct buf out = { 0 };
+
+	if (!r->expects_continue || cl->continued)
+		return;
+	cl->continued = true;
+	http_add_continue(&out);
+	client_send(cl, &out);
+}
+
 /* All complete requests of what has come. A client that asks without reading
  * answers is bounded too. */
 static void take_requests(struct client *cl)
 {
 	struct http_request r;
 
-	while (cl->in_len && !cl->closing && !cl->last && !cl->subscription) {
-		int n = http_parse(cl->in, cl->in_len, &r);
+	while (cl->in.len && !cl->closing && !cl->last && !cl->streaming) {
+		int n = http_parse((char *)cl->in.data, cl->in.len, &r);
 
 		if (n == 0)
 			return;
 		if (n < 0 || cl->queued_bytes > QUEUE_MAX_BYTES) {
-			cl->in_len = 0;
+			buf_reset(&cl->in);
 			send_error(cl, n < 0 ? -n : 503, http_status_text(n < 0 ? -n : 503), false);
 			return;
 		}
-		memmove(cl->in, cl->in + n, cl->in_len - (size_t)n);
-		cl->in_len -= (size_t)n;
+		if (cl->in.len - (size_t)n < r.body_len) {
+			ask_for_body(cl, &r);
+			return;
+		}
 		restart_idle(cl);
-		answer(cl, &r);
+		cl->continued = false;
+		answer(cl, &r, (char *)cl->in.data + n);
+		buf_consume(&cl->in, (size_t)n + r.body_len);
 	}
 }
 
+/* No room left: libuv reports UV_ENOBUFS, and the client goes. */
 static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
 {
 	struct client *cl = h->data;
+	size_t room = MIN((size_t)READ_BYTES, REQUEST_MAX_BYTES - cl->in.len);
 
-	*buf = uv_buf_init(cl->in + cl->in_len, (unsigned)(sizeof(cl->in) - cl->in_len));
+	*buf = uv_buf_init(room ? (char *)buf_reserve(&cl->in, room) : NULL, (unsigned)room);
 }
 
 static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
@@ -263,9 +390,9 @@ static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
 		client_close(cl);
 		return;
 	}
-	if (cl->subscription || cl->last)
+	if (cl->streaming || cl->last)
 		return;	/* nothing more is expected; cl->in is scratch now */
-	cl->in_len += (size_t)n;
+	cl->in.len += (size_t)n;
 	take_requests(cl);
 }
 

@@ -4,12 +4,12 @@
  * connect is our user, and still a client that stalls, floods or talks nonsense
  * costs nothing but its own connection.
  *
- *	GET /v1/info	what this instance is and where
- *	GET /v1/ports	the forwards, one object each
- *	GET /v1/events	the lines of ha.stdout.log from now on, as a stream
+ *	GET /v1/info		what this instance is and where
+ *	GET /v1/ports		the forwards, one object each; POST, DELETE change rules
+ *	GET /v1/events		the lines of ha.stdout.log from now on, as a stream
  *
- * Paths are a table of the caller's; this file knows sockets, events.h and
- * http.h only.
+ * docs/api.md has them all. Paths are a table of the caller's; this file knows
+ * sockets, events.h and http.h only.
  */
 #pragma once
 
@@ -21,9 +21,25 @@
 
 struct control;
 
+/* One line of a stream. False: the client has not read what it got, the line was
+ * not taken. */
+typedef bool (*control_line_fn)(void *to, const char *line);
+
+struct control_stream {
+	/* Lines from now on; a first one may come inside. Returns an id, not 0. */
+	unsigned (*subscribe)(void *arg, control_line_fn fn, void *to);
+	void (*unsubscribe)(void *arg, unsigned id);
+};
+
+/* A change: the HTTP status of the answer, which is *@ret below 400 and the text
+ * of @err otherwise. @body is borrowed and may be any JSON. */
+typedef int (*control_change_fn)(void *arg, const json_t *body, json_t **ret, struct error *err);
+
 struct control_path {
 	const char *path;
-	json_t *(*get)(void *arg);	/* the caller's answer; NULL: the event stream */
+	json_t *(*get)(void *arg);	/* the caller's answer; NULL: a stream */
+	const struct control_stream *stream;	/* NULL: the events */
+	control_change_fn post, del;	/* NULL: 405 */
 };
 
 struct control_options {
@@ -31,8 +47,9 @@ struct control_options {
 	struct events *events;
 	const struct control_path *paths;
 	size_t n_paths;
-	void *arg;			/* for control_path.get */
+	void *arg;			/* for the functions of paths */
 	unsigned idle_timeout_ms;	/* for a request to be complete; 0: 10 s */
+	unsigned stall_timeout_ms;	/* for a stream's reader to read; 0: 30 s */
 };
 
 /* The caller makes sure that no other host agent owns the socket. */

@@ -14,16 +14,23 @@ static const struct {
 	const char *text;
 } statuses[] = {
 	{ 200, "OK" },
+	{ 201, "Created" },
 	{ 400, "Bad Request" },
+	{ 403, "Forbidden" },
 	{ 404, "Not Found" },
 	{ 405, "Method Not Allowed" },
 	{ 408, "Request Timeout" },
+	{ 409, "Conflict" },
+	{ 411, "Length Required" },
 	{ 413, "Content Too Large" },
 	{ 414, "URI Too Long" },
+	{ 417, "Expectation Failed" },
+	{ 422, "Unprocessable Content" },
 	{ 431, "Request Header Fields Too Large" },
 	{ 501, "Not Implemented" },
 	{ 503, "Service Unavailable" },
 	{ 505, "HTTP Version Not Supported" },
+	{ 507, "Insufficient Storage" },
 };
 
 const char *http_status_text(int status)
@@ -90,8 +97,29 @@ static bool value_is(const char *value, size_t len, const char *word)
 	return len == strlen(word) && strncasecmp(value, word, len) == 0;
 }
 
+/* RFC 9112 6.3: two that disagree are an attack on whoever stands in between. */
+static int parse_body_len(const char *value, size_t len, struct http_request *r, bool *seen)
+{
+	size_t n = 0;
+
+	if (!len)
+		return -400;
+	for (size_t i = 0; i < len; i++) {
+		if (!isdigit((unsigned char)value[i]))
+			return -400;
+		n = n * 10 + (size_t)(value[i] - '0');
+		if (n > HTTP_BODY_MAX_BYTES)
+			return -413;
+	}
+	if (*seen && n != r->body_len)
+		return -400;
+	*seen = true;
+	r->body_len = n;
+	return 0;
+}
+
 /* "Name: value". 0 or -status. */
-static int parse_field(const char *line, size_t len, struct http_request *r)
+static int parse_field(const char *line, size_t len, struct http_request *r, bool *has_len)
 {
 	const char *colon = memchr(line, ':', len), *value;
 	size_t name_len, value_len;
@@ -114,8 +142,13 @@ static int parse_field(const char *line, size_t len, struct http_request *r)
 		r->keep_alive = false;
 	if (value_is(line, name_len, "transfer-encoding"))
 		return -501;
-	if (value_is(line, name_len, "content-length") && !value_is(value, value_len, "0"))
-		return -413;
+	if (value_is(line, name_len, "content-length"))
+		return parse_body_len(value, value_len, r, has_len);
+	if (value_is(line, name_len, "expect") && !r->is_http10) {
+		if (!value_is(value, value_len, "100-continue"))
+			return -417;
+		r->expects_continue = true;
+	}
 	return 0;
 }
 
@@ -124,6 +157,7 @@ int http_parse(const char *data, size_t len, struct http_request *ret)
 	struct http_request r = { .keep_alive = true };
 	const char *end = memmem(data, MIN(len, (size_t)HTTP_HEAD_MAX_BYTES), "\r\n\r\n", 4);
 	const char *line = data, *stop;
+	bool has_len = false;
 	int rc;
 
 	/* Not our protocol (TLS, a stray key): say so before 8 KiB of it came. */
@@ -136,7 +170,7 @@ int http_parse(const char *data, size_t len, struct http_request *ret)
 	while (rc == 0 && stop < end) {
 		line = stop + 2;
 		stop = memmem(line, (size_t)(end - line) + 2, "\r\n", 2);
-		rc = parse_field(line, (size_t)(stop - line), &r);
+		rc = parse_field(line, (size_t)(stop - line), &r, &has_len);
 	}
 	if (rc < 0)
 		return rc;
@@ -146,26 +180,43 @@ int http_parse(const char *data, size_t len, struct http_request *ret)
 
 /* --- responses ----------------------------------------------------------- */
 
-void http_add_response(struct buf *b, int status, const char *type, const char *body, size_t len,
-		       bool keep_alive, bool head_only)
+static void add_status(struct buf *b, int status)
 {
 	buf_addf(b, "HTTP/1.1 %d %s\r\n", status, http_status_text(status));
-	if (status == 405)
-		buf_add_str(b, "Allow: GET, HEAD\r\n");	/* RFC 9110 15.5.6 */
+}
+
+static void add_rest(struct buf *b, const char *type, const char *body, size_t len, bool keep_alive,
+		     bool head_only)
+{
 	buf_addf(b, "Content-Type: %s\r\nContent-Length: %zu\r\n%s\r\n", type, len,
 		 keep_alive ? "" : "Connection: close\r\n");
 	if (!head_only)
 		buf_add(b, body, len);
 }
 
-void http_add_error(struct buf *b, int status, const char *text, bool keep_alive, bool head_only)
+void http_add_response(struct buf *b, int status, const char *type, const char *body, size_t len,
+		       bool keep_alive, bool head_only)
 {
-	scoped_free char *clean = log_escape(text, 512);
-	json_t *o = json_pack("{s:s}", "message", clean);
+	add_status(b, status);
+	add_rest(b, type, body, len, keep_alive, head_only);
+}
+
+void http_add_error(struct buf *b, int status, const char *allow, const char *text, bool keep_alive)
+{
+	scoped_free char *clean = log_escape(text, 1024);
+	json_t *o = json_pack("{s:s, s:s}", "error", clean, "message", clean);
 	scoped_free char *body = json_dumps(o, JSON_COMPACT);
 
 	json_decref(o);
-	http_add_response(b, status, "application/json", body, strlen(body), keep_alive, head_only);
+	add_status(b, status);
+	if (allow)
+		buf_addf(b, "Allow: %s\r\n", allow);	/* RFC 9110 15.5.6 */
+	add_rest(b, "application/json", body, strlen(body), keep_alive, false);
+}
+
+void http_add_continue(struct buf *b)
+{
+	buf_add_str(b, "HTTP/1.1 100 Continue\r\n\r\n");
 }
 
 void http_add_stream_head(struct buf *b, const char *type, bool chunked)

@@ -12,10 +12,12 @@
 #include <cmocka.h>
 
 #include "hostagent/control.h"
+#include "hostagent/http.h"
 #include "lib/base/buf.h"
 #include "lib/base/clock.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
+#include "lib/base/strv.h"
 
 static char dir[] = "/tmp/lima-control-test-XXXXXX";
 static char *sock_path;
@@ -29,13 +31,63 @@ static json_t *get_info(void *arg)
 	return json_pack("{s:i}", "sshLocalPort", 43022);
 }
 
-static const struct control_path paths[] = { { "/v1/info", get_info }, { "/v1/events", NULL } };
+/* A list of texts that can be added to, and watched. */
+static struct strv things;
+static control_line_fn watcher;
+static void *watcher_arg;
+
+static json_t *get_things(void *arg)
+{
+	return json_integer((json_int_t)things.len);
+}
+
+static int add_thing(void *arg, const json_t *body, json_t **ret, struct error *err)
+{
+	const char *name = json_string_value(body);
+
+	if (!name) {
+		error_set(err, -EINVAL, "a thing is a text");
+		return 400;
+	}
+	strv_add(&things, name);
+	*ret = json_pack("{s:s}", "added", name);
+	return 201;
+}
+
+static int remove_thing(void *arg, const json_t *body, json_t **ret, struct error *err)
+{
+	error_set(err, -ENOENT, "no such thing");
+	return 404;
+}
+
+static unsigned watch_things(void *arg, control_line_fn fn, void *to)
+{
+	watcher = fn;
+	watcher_arg = to;
+	assert_true(fn(to, "all of them"));
+	return 1;
+}
+
+static void unwatch_things(void *arg, unsigned id)
+{
+	assert_int_equal(id, 1);
+	watcher = NULL;
+}
+
+static const struct control_stream thing_stream = { watch_things, unwatch_things };
+static const struct control_path paths[] = {
+	{ .path = "/v1/info", .get = get_info },
+	{ .path = "/v1/events" },
+	{ .path = "/v1/things", .get = get_things, .post = add_thing, .del = remove_thing },
+	{ .path = "/v1/things/events", .stream = &thing_stream },
+};
 
 static int setup(void **state)
 {
 	struct error err = ERROR_NONE;
 	struct control_options o = { .socket = sock_path, .paths = paths,
-				     .n_paths = ARRAY_SIZE(paths), .idle_timeout_ms = 300 };
+				     .n_paths = ARRAY_SIZE(paths), .idle_timeout_ms = 300,
+				     .stall_timeout_ms = 300 };
 
 	events = events_new(open("/dev/null", O_WRONLY | O_CLOEXEC));
 	o.events = events;
@@ -57,6 +109,7 @@ static int teardown(void **state)
 	assert_true(closed);
 	assert_int_equal(loop_done(&loop), 0);
 	events_free(events);
+	strv_done(&things);
 	assert_false(path_exists(sock_path));
 	return 0;
 }
@@ -118,6 +171,103 @@ static void test_control_info(void **state)
 	say(fd, "DELETE /v1/info HTTP/1.1\r\nConnection: close\r\n\r\n");
 	assert_int_equal(read_until(fd, &b, NULL), -1);
 	assert_non_null(strstr(buf_str(&b), "405 Method Not Allowed"));
+	assert_non_null(strstr(buf_str(&b), "Allow: GET, HEAD\r\n"));
+}
+
+/* A body in pieces, two requests in one packet, answers in order. */
+static void test_control_changes(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+
+	say(fd, "POST /v1/things HTTP/1.1\r\nContent-Length: 5\r\n\r\n\"on");
+	uv_run(&loop.uv, UV_RUN_NOWAIT);
+	assert_int_equal(things.len, 0);
+	say(fd, "e\"DELETE /v1/things HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}GET /v1/things HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "\r\n\r\n1"), 0);
+	assert_non_null(strstr(buf_str(&b), "HTTP/1.1 201 Created"));
+	assert_non_null(strstr(buf_str(&b), "{\"added\":\"one\"}"));
+	assert_non_null(strstr(buf_str(&b), "HTTP/1.1 404 Not Found"));
+	assert_non_null(strstr(buf_str(&b), "{\"error\":\"no such thing\""));
+	buf_reset(&b);
+	say(fd, "POST /v1/things HTTP/1.1\r\nContent-Length: 1\r\n\r\n7");
+	assert_int_equal(read_until(fd, &b, "a thing is a text"), 0);
+	say(fd, "POST /v1/things HTTP/1.1\r\nContent-Length: 1\r\n\r\n{");
+	assert_int_equal(read_until(fd, &b, "not JSON"), 0);
+	buf_reset(&b);
+	say(fd, "POST /v1/things HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "not JSON"), 0);
+	say(fd, "PUT /v1/things HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "Allow: GET, HEAD, POST, DELETE\r\n"), 0);
+	assert_int_equal(things.len, 1);
+}
+
+static void test_control_body_of_the_largest_size(void **state)
+{
+	scoped_buf struct buf b = { 0 }, body = { 0 };
+	scoped_fd int fd = dial();
+
+	for (int i = 0; i < HTTP_BODY_MAX_BYTES - 2; i++)
+		buf_add_u8(&body, 'x');
+	say(fd, "POST /v1/things HTTP/1.1\r\nContent-Length: 65536\r\nExpect: 100-continue\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "HTTP/1.1 100 Continue\r\n\r\n"), 0);
+	assert_int_equal(b.len, strlen("HTTP/1.1 100 Continue\r\n\r\n"));
+	say(fd, "\"");
+	say(fd, buf_str(&body));
+	say(fd, "\"");
+	assert_int_equal(read_until(fd, &b, "HTTP/1.1 201 Created"), 0);
+	assert_int_equal(strlen(things.items[0]), HTTP_BODY_MAX_BYTES - 2);
+	assert_int_equal(b.len > strlen("HTTP/1.1 100 Continue\r\n\r\n"), true);
+}
+
+/* The body never comes: told, and gone. */
+static void test_control_body_that_does_not_come(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+
+	say(fd, "POST /v1/things HTTP/1.1\r\nContent-Length: 100\r\n\r\n\"half");
+	assert_int_equal(read_until(fd, &b, NULL), -1);
+	assert_non_null(strstr(buf_str(&b), "408"));
+	assert_int_equal(things.len, 0);
+}
+
+static void test_control_stream_that_skips(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+	static char text[4096];
+	int taken = 0;
+
+	say(fd, "GET /v1/things/events HTTP/1.0\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "all of them\n"), 0);
+	memset(text, 'x', sizeof(text) - 1);
+	while (taken < 1000 && watcher(watcher_arg, text))	/* nobody reads */
+		taken++;
+	assert_in_range(taken, 16, 999);
+	assert_int_equal(read_until(fd, &b, "x\nx"), 0);
+	while (!watcher(watcher_arg, "caught up"))
+		read_until(fd, &b, "x");
+	assert_int_equal(read_until(fd, &b, "caught up"), 0);
+}
+
+static void test_control_stream_nobody_reads_ends(void **state)
+{
+	scoped_fd int fd = dial();
+	scoped_buf struct buf b = { 0 };
+	uint64_t until = clock_mono_ms() + 5000;
+	static char text[4096];
+
+	say(fd, "GET /v1/things/events HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "all of them\n"), 0);
+	memset(text, 'x', sizeof(text) - 1);
+	while (watcher(watcher_arg, text))
+		;
+	while (watcher && clock_mono_ms() < until) {
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+		usleep(1000);
+	}
+	assert_null(watcher);
 }
 
 static void test_control_bad_requests(void **state)
@@ -126,6 +276,7 @@ static void test_control_bad_requests(void **state)
 		{ "\x16\x03\x01", "400" },
 		{ "GET /v1/info HTTP/3.0\r\n\r\n", "505" },
 		{ "POST /v1/info HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", "413" },
+		{ "POST /v1/things HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "501" },
 	};
 	static char big[9000];
 
@@ -244,6 +395,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CONTROL_TEST(test_control_info),
 		CONTROL_TEST(test_control_bad_requests),
+		CONTROL_TEST(test_control_changes),
+		CONTROL_TEST(test_control_body_of_the_largest_size),
+		CONTROL_TEST(test_control_body_that_does_not_come),
+		CONTROL_TEST(test_control_stream_that_skips),
+		CONTROL_TEST(test_control_stream_nobody_reads_ends),
 		CONTROL_TEST(test_control_slow_loris),
 		CONTROL_TEST(test_control_too_many_clients),
 		CONTROL_TEST(test_control_event_stream),

@@ -39,7 +39,13 @@ static void test_http_requests(void **state)
 		{ "GET /a HTTP/1.1\r\nA : b\r\n\r\n", .want = -400 },	/* space before the colon */
 		{ "GET /a HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", .want = -400 },
 		{ "GET /a HTTP/1.1\r\nA: \x01\r\n\r\n", .want = -400 },
-		{ "POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", .want = -413 },
+		{ "POST /a HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", .want = -413 },
+		{ "POST /a HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n", .want = -413 },
+		{ "POST /a HTTP/1.1\r\nContent-Length:\r\n\r\n", .want = -400 },
+		{ "POST /a HTTP/1.1\r\nContent-Length: -1\r\n\r\n", .want = -400 },
+		{ "POST /a HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", .want = -400 },
+		{ "POST /a HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", .want = -400 },
+		{ "POST /a HTTP/1.1\r\nExpect: the worst\r\n\r\n", .want = -417 },
 		{ "POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", .want = -501 },
 		{ "AVERYLONGMETHODNAME / HTTP/1.1\r\n\r\n", .want = -501 },
 	};
@@ -58,6 +64,20 @@ static void test_http_requests(void **state)
 			assert_string_equal(r.method, "?");	/* untouched */
 		}
 	}
+}
+
+static void test_http_body_is_announced(void **state)
+{
+	static const char text[] = "POST /a HTTP/1.1\r\nContent-Length: 65536\r\ncontent-length: 65536\r\n"
+				   "Expect: 100-Continue\r\n\r\nhello";
+	struct http_request r;
+
+	assert_int_equal(http_parse(text, strlen(text), &r), strlen(text) - strlen("hello"));
+	assert_int_equal(r.body_len, HTTP_BODY_MAX_BYTES);
+	assert_true(r.expects_continue);
+	assert_true(http_parse("GET /a HTTP/1.1\r\n\r\n", 19, &r) > 0);
+	assert_int_equal(r.body_len, 0);
+	assert_false(r.expects_continue);
 }
 
 /* Each cut of a good request asks for more; what follows it is left alone. */
@@ -96,11 +116,12 @@ static void test_http_responses(void **state)
 	assert_string_equal(buf_str(&b), "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 					 "Content-Length: 2\r\n\r\n{}");
 	buf_reset(&b);
-	http_add_error(&b, 405, "only \"GET\"", false, false);
+	http_add_error(&b, 405, "GET, HEAD", "only \"GET\"", false);
 	assert_string_equal(buf_str(&b),
 			    "HTTP/1.1 405 Method Not Allowed\r\nAllow: GET, HEAD\r\n"
-			    "Content-Type: application/json\r\nContent-Length: 26\r\n"
-			    "Connection: close\r\n\r\n{\"message\":\"only \\\"GET\\\"\"}");
+			    "Content-Type: application/json\r\nContent-Length: 49\r\n"
+			    "Connection: close\r\n\r\n"
+			    "{\"error\":\"only \\\"GET\\\"\",\"message\":\"only \\\"GET\\\"\"}");
 	buf_reset(&b);
 	http_add_stream_piece(&b, "0123456789abcdef", 16, true);
 	assert_string_equal(buf_str(&b), "10\r\n0123456789abcdef\r\n");
@@ -110,6 +131,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_http_requests),
+		cmocka_unit_test(test_http_body_is_announced),
 		cmocka_unit_test(test_http_pieces),
 		cmocka_unit_test(test_http_oversized),
 		cmocka_unit_test(test_http_responses),
