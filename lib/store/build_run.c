@@ -35,6 +35,9 @@ static const struct tool {
 	{ "newuidmap", "uidmap", true },
 };
 
+/* of the package debian-archive-keyring, also on Ubuntu */
+static const char debian_keys[] = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 static int check_tools(struct error *err)
 {
 	scoped_strv struct strv programs = { 0 }, packages = { 0 };
@@ -52,7 +55,7 @@ static int check_tools(struct error *err)
 		strv_add(&packages, tools[i].package);
 	}
 	/* On a Debian the key came with the system. */
-	if (!path_exists("/usr/share/keyrings/debian-archive-keyring.gpg")) {
+	if (!path_exists(debian_keys)) {
 		strv_add(&programs, "Debian's archive keys");
 		strv_add(&packages, "debian-archive-keyring");
 	}
@@ -235,6 +238,9 @@ static void add_arguments(const struct build_spec *s, const char *tar, struct st
 	strv_addf(argv, "--mode=%s", is_root() ? "root" : "unshare");
 	strv_addf(argv, "--architectures=%s", s->debian_arch);
 	strv_addf(argv, "--include=%s", packages);
+	/* Ubuntu's apt does not trust them by itself; what it trusts besides counts, too
+	 * (mmdebstrap(1), --keyring), so a mirror with keys of its own works as well. */
+	strv_addf(argv, "--keyring=%s", debian_keys);
 	/* Documentation and translations of the base system, half of its files;
 	 * packages installed later come whole (assemble.sh removes this setting). */
 	strv_add_all(argv, "--dpkgopt=path-exclude=/usr/share/doc/*",
