@@ -366,13 +366,9 @@ static void connect_qmp(struct qemu_vm *vm)
 static pid_t find_running(struct qemu_vm *vm)
 {
 	scoped_free char *pid_path = vm_file(vm, FILE_QEMU_PID), *qmp_path = vm_file(vm, FILE_QMP_SOCK);
-	struct error ignored = ERROR_NONE;
 	pid_t pid = pid_file_read(pid_path, "qemu-");
-	scoped_fd int fd = -1;
 
-	if (pid > 0)
-		return pid;
-	return endpoint_connect(qmp_path, &fd, &ignored) < 0 ? 0 : endpoint_peer(fd);
+	return pid > 0 ? pid : pid_of_listener(qmp_path, "qemu-");
 }
 
 static const struct {

@@ -62,11 +62,3 @@ int endpoint_connect(const char *path, int *ret_fd, struct error *err)
 	*ret_fd = steal_fd(&fd);
 	return 0;
 }
-
-pid_t endpoint_peer(int fd)
-{
-	struct ucred peer;
-	socklen_t len = sizeof(peer);
-
-	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ? 0 : peer.pid;
-}

@@ -1,13 +1,11 @@
 /* endpoint.h - QEMU's unix sockets, seen from our side
  *
  * We bind and listen, QEMU inherits the descriptor and accepts. A connection
- * can be made at once, also before QEMU is up (it waits in the backlog). The
- * peer's pid then tells who listens now: listen(2) renews it, and QEMU calls
- * listen on what it inherits, so even a VM whose pid file was lost is found.
+ * can be made at once, also before QEMU is up (it waits in the backlog). QEMU
+ * calls listen(2) on what it inherits, which makes it the one that pid_of_listener()
+ * (lib/store/pid.h) finds, so even a VM whose pid file was lost is found.
  */
 #pragma once
-
-#include <sys/types.h>
 
 #include "lib/base/error.h"
 
@@ -16,6 +14,3 @@ int endpoint_listen(const char *path, int *ret_fd, struct error *err);
 
 /* A connected, non-blocking socket. -ENOENT or -ECONNREFUSED: nobody listens. */
 int endpoint_connect(const char *path, int *ret_fd, struct error *err);
-
-/* The process that listens at the other end of @fd; 0 unknown. */
-pid_t endpoint_peer(int fd);

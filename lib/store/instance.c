@@ -120,9 +120,14 @@ static void read_processes(struct instance *inst)
 {
 	scoped_free char *ha = layout_instance_file(inst->dir, FILE_HA_PID);
 	scoped_free char *qemu = layout_instance_file(inst->dir, FILE_QEMU_PID);
+	scoped_free char *qmp = layout_instance_file(inst->dir, FILE_QMP_SOCK);
 
 	inst->ha_pid = pid_file_read(ha, "limactl");
 	inst->driver_pid = pid_file_read(qemu, "qemu");
+	/* A VM without its pid file still has its disk open. Not asked while a host
+	 * agent is there to ask for. */
+	if (!inst->ha_pid && !inst->driver_pid)
+		inst->driver_pid = pid_of_listener(qmp, "qemu");
 	if (!inst->ha_pid != !inst->driver_pid) {
 		judge_half_alive(inst);
 		return;

@@ -4,8 +4,8 @@
  * lima.yaml, or with a broken one, is an instance with status Broken and
  * errors, and never hurts its neighbours.
  *
- * Status comes from the two pid files (reference/hostagent.md §8): both
- * processes alive is Running, none is Stopped, one is Broken with a text that
+ * Status comes from the two pid files (reference/hostagent.md §8), or, for a QEMU
+ * whose file was lost, from who listens on its control socket: both processes alive is Running, none is Stopped, one is Broken with a text that
  * tells the way out. While somebody holds the instance's lock, one alone is no
  * accident but Starting or Stopping.
  *

@@ -6,7 +6,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 
 #include "lib/base/clock.h"
 #include "lib/base/interrupt.h"
@@ -107,6 +109,28 @@ pid_t pid_file_read(const char *path, const char *comm_prefix)
 	if (sscanf(p, "%36[0-9a-f-]\n%" SCNu64, id, &start) != 2)
 		return 0;
 	return streq(id, boot_id()) && start == proc.start_ticks ? pid : 0;
+}
+
+pid_t pid_of_listener(const char *path, const char *comm_prefix)
+{
+	/* non-blocking: a full backlog is an answer, too */
+	scoped_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	struct ucred peer = { 0 };
+	socklen_t len = sizeof(peer);
+	struct process proc;
+
+	if (fd < 0 || strlen(path) >= sizeof(sa.sun_path))
+		return 0;
+	strcpy(sa.sun_path, path); /* checked above */
+	/* unix(7): who called listen() last; an inherited socket is renewed by it */
+	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 ||
+	    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
+		return 0;
+	if (peer.pid <= 0 || read_process(peer.pid, &proc) < 0 || !process_alive(&proc) ||
+	    strncmp(proc.comm, comm_prefix, strlen(comm_prefix)) != 0)
+		return 0;
+	return peer.pid;
 }
 
 int pid_file_write(const char *path, pid_t pid, struct error *err)

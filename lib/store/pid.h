@@ -15,6 +15,10 @@
 /* The process the file names, 0 when it is gone (stale files are left alone).
  * @comm_prefix may be NULL. */
 pid_t pid_file_read(const char *path, const char *comm_prefix);
+/* The process that listens on the unix socket @path: 0 when nobody does, or when its
+ * program's name does not start with @comm_prefix. Finds one whose pid file was
+ * lost. It sees a client that comes and goes. */
+pid_t pid_of_listener(const char *path, const char *comm_prefix);
 /* Writes our format for @pid, atomically, 0644. */
 int pid_file_write(const char *path, pid_t pid, struct error *err);
 /* Waits until @pid (checked by start time taken at call) is gone; pidfd where

@@ -70,8 +70,13 @@ interrupt() {
 	until_ok 20 net tcp 127.0.0.1 "$port" x
 }
 
-@test "stop works with a dead host agent, too" {
+@test "stop works with a dead host agent and a lost pid file, too" {
+	local qemu
+	qemu=$(field crash driverPID)
 	kill -9 "$(field crash hostAgentPID)"
+	rm "$LIMA_HOME/crash/qemu.pid"
+	until_ok 10 status_is crash Broken
+	[[ $(field crash driverPID) == "$qemu" ]]
 	until_ok 10 status_is crash Broken
 	limactl stop "$INSTANCE"
 	status_is crash Stopped

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -147,9 +149,29 @@ static void test_pid_zombie_is_gone(void **state)
 	close(go[0]);
 }
 
+static void test_pid_of_listener(void **state)
+{
+	scoped_free char *path = xasprintf("%s/x.sock", tmp);
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	scoped_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	char name[16];
+
+	prctl(PR_GET_NAME, name);
+	strcpy(sa.sun_path, path);
+	assert_int_equal(pid_of_listener(path, ""), 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	assert_int_equal(pid_of_listener(path, ""), 0);	/* nobody listens */
+	assert_int_equal(listen(fd, 2), 0);
+	assert_int_equal(pid_of_listener(path, name), getpid());
+	assert_int_equal(pid_of_listener(path, "qemu"), 0);
+	close(steal_fd(&fd));
+	assert_int_equal(pid_of_listener(path, ""), 0);	/* what a crash leaves */
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_pid_of_listener),
 		cmocka_unit_test(test_pid_file_names_the_writer),
 		cmocka_unit_test(test_pid_file_of_another_boot_names_nobody),
 		cmocka_unit_test(test_pid_file_of_a_reused_pid_names_nobody),
