@@ -51,8 +51,9 @@ struct vsock_options {
 	struct loop *loop;
 	uint32_t guest_cid;
 	struct vsock_limits limits;
-	/* The guest's driver runs: connections can be made. / It stopped, was
-	 * reset, or QEMU hung up, all connections were reset: why says. */
+	/* The guest's driver runs: connections can be made. / It was started anew,
+	 * broke a ring, or QEMU hung up: all connections end, then this says why.
+	 * A machine that is paused stays up: what runs goes on after it. */
 	void (*up)(void *arg);
 	void (*down)(void *arg, const struct error *why);
 	void *arg;
@@ -70,6 +71,10 @@ struct vsock_stats {
 int vsock_new(const struct vsock_options *opts, int listen_fd, struct vsock **ret,
 	      struct error *err);
 bool vsock_is_up(const struct vsock *v);
+/* The machine was reset or powered off (QMP RESET, SHUTDOWN). A pause looks the
+ * same on the rings, so without this, connections of a guest that reboots end
+ * only when its driver is back. */
+void vsock_guest_was_reset(struct vsock *v);
 void vsock_get_stats(const struct vsock *v, struct vsock_stats *ret);
 /* Resets all connections (no callback of theirs follows); @closed when all
  * handles are gone, then it is freed. */
