@@ -17,6 +17,8 @@
 enum {
 	ENDPOINT_UDP_BUFFER = 4 << 20, /* asked for; the kernel cuts it to its rmem_max */
 	ENDPOINT_ALIGN_MS = 1000,      /* slow retries of many endpoints share a wake-up */
+	ENDPOINT_YOUNG_MS = 60 * 1000, /* somebody may be waiting for it: */
+	ENDPOINT_YOUNG_RETRY_MS = 1000, /* … tried at least so often */
 };
 
 struct door { /* one descriptor: the address itself, or its companion */
@@ -36,6 +38,7 @@ struct endpoint { /* refs: the timer's handle; doors count for themselves */
 	struct unix_id unix_id;
 	uv_timer_t retry;
 	unsigned retry_ms;
+	uint64_t failed_ms; /* when it first did */
 	struct owner_request *owner; /* being found out; NULL: not */
 	endpoint_changed_fn changed;
 	void *arg;
@@ -46,13 +49,13 @@ struct endpoint { /* refs: the timer's handle; doors count for themselves */
 static struct target *pick_target(void *arg)
 {
 	struct endpoint *ep = arg;
-	struct endpoint_user *u, *first = TAILQ_FIRST(&ep->users);
+	struct endpoint_user *u, *best = TAILQ_FIRST(&ep->users);
 
+	assert(best);
 	TAILQ_FOREACH(u, &ep->users, next)
-		if (!u->v6)
-			return u->target;
-	assert(first);
-	return first->target;
+		if (u->rank < best->rank)
+			best = u;
+	return best->target;
 }
 
 static int bind_inet(int proto, const struct in6_addr *ip, uint16_t port, bool dual_stack,
@@ -142,11 +145,15 @@ static void on_retry(uv_timer_t *timer);
 static void arm_retry(struct endpoint *ep)
 {
 	uint64_t now = uv_now(ep->retry.loop), wait = ep->retry_ms;
+	bool young = now - ep->failed_ms < ENDPOINT_YOUNG_MS;
+	unsigned max = ep->hub->limits.retry_max_ms;
 
-	if (wait >= ENDPOINT_ALIGN_MS)
-		wait += ENDPOINT_ALIGN_MS - (now + wait) % ENDPOINT_ALIGN_MS;
+	if (young)
+		max = MIN(max, (unsigned)ENDPOINT_YOUNG_RETRY_MS);
+	if (wait >= ENDPOINT_ALIGN_MS) /* down to the whole second */
+		wait -= (now + wait) % ENDPOINT_ALIGN_MS;
 	uv_timer_start(&ep->retry, on_retry, wait, 0);
-	ep->retry_ms = MIN(ep->retry_ms * 2, ep->hub->limits.retry_max_ms);
+	ep->retry_ms = MIN(ep->retry_ms * 2, max);
 }
 
 static void forget_owner(struct endpoint *ep)
@@ -196,6 +203,7 @@ static void set_failed(struct endpoint *ep, const struct error *err)
 				      on_owner, ep);
 	}
 	ep->retry_ms = ep->hub->limits.retry_min_ms;
+	ep->failed_ms = uv_now(ep->retry.loop);
 	arm_retry(ep);
 }
 
@@ -212,15 +220,21 @@ static void on_retry(uv_timer_t *timer)
 	ep->changed(ep->arg, ep);
 }
 
+int endpoint_try(struct endpoint *ep, struct error *err)
+{
+	assert(ep->state == ENDPOINT_CLOSED);
+	if (open_main(ep, err) < 0)
+		return err->code;
+	set_open(ep);
+	return 0;
+}
+
 void endpoint_open(struct endpoint *ep)
 {
 	struct error err = { 0 };
 
-	assert(ep->state == ENDPOINT_CLOSED);
-	if (open_main(ep, &err) < 0)
+	if (endpoint_try(ep, &err) < 0)
 		set_failed(ep, &err);
-	else
-		set_open(ep);
 }
 
 static void on_timer_closed(uv_handle_t *h)

@@ -2,12 +2,12 @@
  *
  * Several guest listeners may want the same host address (0.0.0.0:80 and
  * [::]:80 both mean 127.0.0.1:80): they are its users, and it lives as long as
- * it has any. It dials for the first IPv4 one of them.
+ * it has any. It dials for the one of the lowest rank, the first of these.
  *
  *	CLOSED ──open──▶ OPEN
  *	   └──────────▶ OPENING (taken; finding out by whom) ──▶ WAITING
  *	   └──────────▶ DENIED (EACCES: not ours to have, no retry)
- *	OPENING, WAITING ──tried again, 100 ms … 5 s──▶ OPEN
+ *	OPENING, WAITING ──tried again, 100 ms … 1 s, after a minute … 5 s──▶ OPEN
  *	any ──close──▶ CLOSING (descriptors are closed already; handles follow)
  *
  * 127.0.0.1 brings a companion on ::1 (localhost is ::1 first for many
@@ -35,8 +35,9 @@ enum endpoint_state {
 struct endpoint_user { /* embedded in who wants the address */
 	TAILQ_ENTRY(endpoint_user) next;
 	struct target *target;
-	bool v6; /* the guest's address is IPv6 */
+	unsigned rank; /* which one to dial: ENDPOINT_RANK_… */
 };
+enum { ENDPOINT_RANK_V4, ENDPOINT_RANK_V6 };
 TAILQ_HEAD(endpoint_users, endpoint_user);
 
 struct endpoint;
@@ -49,6 +50,8 @@ struct endpoint *endpoint_new(struct hub *hub, int proto, const struct rule_host
 			      endpoint_changed_fn changed, void *arg);
 /* CLOSED to one of the next states; @changed is not called. */
 void endpoint_open(struct endpoint *ep);
+/* CLOSED to OPEN, or it stays CLOSED and says why not. */
+int endpoint_try(struct endpoint *ep, struct error *err);
 /* The address is free when this returns; @ep frees itself later. No users left. */
 void endpoint_close(struct endpoint *ep);
 

@@ -2,24 +2,17 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <string.h>
-#include <sys/queue.h>
+#include <stdio.h>
 
 #include "hostagent/forward/address.h"
-#include "hostagent/forward/endpoint.h"
 #include "hostagent/forward/hub.h"
 #include "hostagent/forward/owner.h"
-#include "hostagent/forward/rule.h"
-#include "hostagent/forward/table.h"
 #include "hostagent/forward/tcp.h"
 #include "hostagent/forward/udp.h"
+#include "hostagent/forward/wish.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
-
-enum {
-	FORWARD_EVENT_BURST = 32768, /* more than a full snapshot */
-	FORWARD_EVENTS_PER_S = 20,   /* in the long run: each is a line on disk */
-};
+#include "lib/base/scoped.h"
 
 static const struct forward_limits defaults = {
 	.max_ports = 16384,
@@ -33,432 +26,276 @@ static const struct forward_limits defaults = {
 	.retry_max_ms = 5000,
 };
 
-struct slot { /* a host address and its endpoint */
-	struct table_link link;
-	TAILQ_ENTRY(slot) in_dirty;
-	bool dirty;
-	struct endpoint *ep;
-};
-
-struct port { /* a listener in the guest */
-	struct table_link link;
-	TAILQ_ENTRY(port) in_list;
-	struct guest_port key;
-	struct endpoint_user user;
-	struct slot *slot; /* NULL: not forwarded */
-	const char *error; /* static: why not */
-	bool over_limit;   /* would be, were there not too many already */
-	bool announced;
-	enum forward_event_type last; /* what was announced */
-	unsigned seen;                /* snapshot it was last in */
-};
-
 struct forward {
 	struct hub hub;
-	struct rule_set rules;
-	uint16_t ssh_local_port;
-	void (*event)(void *arg, const struct forward_event *ev);
-	void *event_arg;
-	struct table ports_by_key, slots;
-	TAILQ_HEAD(port_list, port) ports;
-	TAILQ_HEAD(, slot) dirty; /* for settle() */
-	unsigned n_over_limit, snapshot;
-	double event_tokens;
-	uint64_t event_ms;
+	struct wishes wishes;
+	struct forward_sockets sockets; /* add NULL: none */
+	unsigned snapshot;
 	void (*closed)(void *arg);
 	void *closed_arg;
 };
 
-/* --- events ------------------------------------------------------------------ */
-
-static const char *proto_name(int proto)
-{
-	return proto == IPPROTO_UDP ? "udp" : "tcp";
-}
-
-/* A guest may open and close ports all day; its events may not fill the disk. */
-static bool may_send_event(struct forward *f)
-{
-	uint64_t now = uv_now(&f->hub.loop->uv);
-
-	f->event_tokens += (double)(now - f->event_ms) * FORWARD_EVENTS_PER_S / 1000;
-	f->event_tokens = MIN(f->event_tokens, (double)FORWARD_EVENT_BURST);
-	f->event_ms = now;
-	if (f->event_tokens < 1) {
-		log_warn_limited("forward: the guest changes ports too fast; events are left out");
-		return false;
-	}
-	f->event_tokens -= 1;
-	return true;
-}
-
-static void log_event(const struct forward_event *ev)
-{
-	static struct log_limit limit;
-
-	if (ev->type == FORWARD_FAILED)
-		log_warn_limited(
-			"forward: %s guest `%s` is not on `%s` yet: %s; will be when it is free",
-			ev->protocol, ev->guest_addr, ev->host_addr, ev->error);
-	else if (ev->type == FORWARD_NOT_FORWARDING && !*ev->error)
-		log_debug("forward: %s guest `%s` stays closed", ev->protocol, ev->guest_addr);
-	else if (!log_limit_pass(&limit))
-		return;
-	else if (ev->type == FORWARD_NOT_FORWARDING)
-		log_info("forward: %s guest `%s` stays closed: %s", ev->protocol, ev->guest_addr,
-			 ev->error);
-	else
-		log_info("forward: %s guest `%s` %s host `%s`", ev->protocol, ev->guest_addr,
-			 ev->type == FORWARD_STOPPING ? "no longer on" : "on", ev->host_addr);
-}
-
-static void send_event(struct forward *f, struct port *p, enum forward_event_type type,
-		       const char *host_addr, const char *error)
-{
-	struct forward_event ev = {
-		.type = type,
-		.protocol = proto_name(p->key.proto),
-		.guest_addr = p->user.target->guest_addr,
-		.host_addr = host_addr,
-		.error = error,
-	};
-
-	p->announced = true;
-	p->last = type;
-	log_event(&ev);
-	if (f->event && may_send_event(f))
-		f->event(f->event_arg, &ev);
-}
-
-/* Ports that a desktop host usually has a service of its own on: not worth a
- * complaint (reference/port-forwarding.md §5: dns, ntp, mdns, llmnr). */
-static bool is_usually_taken(const struct guest_port *key)
-{
-	static const uint16_t udp[] = { 53, 323, 5353, 5355 };
-
-	if (key->proto == IPPROTO_TCP)
-		return key->port == 53;
-	for (size_t i = 0; i < ARRAY_SIZE(udp); i++)
-		if (key->port == udp[i])
-			return true;
-	return false;
-}
-
-/* The event for where @p stands; false: not known yet. */
-static bool current_type(const struct port *p, enum forward_event_type *ret)
-{
-	switch (endpoint_state(p->slot->ep)) {
-	case ENDPOINT_OPEN: *ret = FORWARD_FORWARDING; return true;
-	case ENDPOINT_WAITING:
-		*ret = is_usually_taken(&p->key) ? FORWARD_NOT_FORWARDING : FORWARD_FAILED;
-		return true;
-	case ENDPOINT_DENIED: *ret = FORWARD_NOT_FORWARDING; return true;
-	default: return false;
-	}
-}
-
-static void announce(struct forward *f, struct port *p)
-{
-	enum forward_event_type type;
-
-	if (!current_type(p, &type) || (p->announced && p->last == type))
-		return;
-	send_event(f, p, type, endpoint_address(p->slot->ep), endpoint_error(p->slot->ep));
-}
-
-static void announce_users(struct forward *f, struct endpoint *ep)
-{
-	struct endpoint_user *u;
-
-	TAILQ_FOREACH(u, endpoint_users(ep), next)
-		announce(f, container_of(u, struct port, user));
-}
-
-static void announce_closed(struct forward *f, struct port *p, const char *error)
-{
-	p->error = error;
-	if (!p->announced && !rule_set_is_quiet(&f->rules, p->key.proto))
-		send_event(f, p, FORWARD_NOT_FORWARDING, "", error);
-}
-
-/* --- host addresses ---------------------------------------------------------- */
-
-static void mark_dirty(struct forward *f, struct slot *s)
-{
-	if (s->dirty)
-		return;
-	s->dirty = true;
-	TAILQ_INSERT_TAIL(&f->dirty, s, in_dirty);
-}
-
-static uint32_t hash_host(int proto, const struct rule_host *host)
-{
-	if (host->socket)
-		return table_hash(host->socket, strlen(host->socket), 0);
-	return table_hash(&host->ip, sizeof(host->ip), (uint32_t)proto << 16 | host->port);
-}
-
-static struct slot *slot_find(struct forward *f, int proto, const struct rule_host *host)
-{
-	struct table_link *l = table_first(&f->slots, hash_host(proto, host));
-
-	for (; l; l = table_next(l)) {
-		struct slot *s = container_of(l, struct slot, link);
-
-		if (endpoint_is(s->ep, proto, host))
-			return s;
-	}
-	return NULL;
-}
-
-static void on_endpoint_changed(void *arg, struct endpoint *ep)
-{
-	announce_users(arg, ep);
-}
-
-static struct slot *slot_get(struct forward *f, int proto, const struct rule_host *host)
-{
-	struct slot *s = slot_find(f, proto, host);
-
-	if (s || f->slots.len >= f->hub.limits.max_listeners)
-		return s;
-	s = xnew(struct slot);
-	s->ep = endpoint_new(&f->hub, proto, host, on_endpoint_changed, f);
-	table_add(&f->slots, &s->link, hash_host(proto, host));
-	return s;
-}
-
-/* A rule's own [::1] or [::] comes before the companions of 127.0.0.1 and 0.0.0.0. */
-static void make_companions_yield(struct forward *f, const struct endpoint *ep)
-{
-	const struct rule_host *host = endpoint_host(ep);
-	struct rule_host other = { .port = host->port };
-
-	if (host->socket || address_is_v4(&host->ip))
-		return;
-	for (int loopback = 0; loopback < 2; loopback++) {
-		other.ip = loopback ? address_v4(127, 0, 0, 1) : address_v4(0, 0, 0, 0);
-		struct slot *s = slot_find(f, endpoint_proto(ep), &other);
-
-		if (s)
-			endpoint_yield(s->ep, host);
-	}
-}
-
-static void slot_open(struct forward *f, struct slot *s)
-{
-	make_companions_yield(f, s->ep);
-	endpoint_open(s->ep);
-}
-
-static void slot_close(struct forward *f, struct slot *s)
-{
-	table_remove(&f->slots, &s->link);
-	endpoint_close(s->ep);
-	free(s);
-}
-
-/* --- guest listeners --------------------------------------------------------- */
-
-static uint32_t hash_port(const struct guest_port *key)
-{
-	return table_hash(&key->ip, sizeof(key->ip), (uint32_t)key->proto << 16 | key->port);
-}
-
-static struct port *port_find(struct forward *f, const struct guest_port *key)
-{
-	struct table_link *l = table_first(&f->ports_by_key, hash_port(key));
-
-	for (; l; l = table_next(l)) {
-		struct port *p = container_of(l, struct port, link);
-
-		if (p->key.proto == key->proto && p->key.port == key->port &&
-		    address_equal(&p->key.ip, &key->ip))
-			return p;
-	}
-	return NULL;
-}
-
-static void set_over_limit(struct forward *f, struct port *p, bool over)
-{
-	if (p->over_limit == over)
-		return;
-	p->over_limit = over;
-	f->n_over_limit = over ? f->n_over_limit + 1 : f->n_over_limit - 1;
-}
-
-/* Finds @p its host address; opening it and telling is settle()'s. */
-static void port_place(struct forward *f, struct port *p)
-{
-	const struct config_port_forward *rule =
-		rule_match(&f->rules, p->key.proto, &p->key.ip, p->key.port);
-	struct rule_host host;
-
-	if (!rule) {
-		announce_closed(f, p, "");
-		return;
-	}
-	host = rule_host_address(rule, p->key.port);
-	if (!host.socket && host.port == f->ssh_local_port) {
-		announce_closed(f, p, "the host port is this instance's ssh port");
-		return;
-	}
-	p->slot = slot_get(f, p->key.proto, &host);
-	set_over_limit(f, p, !p->slot);
-	if (!p->slot) {
-		announce_closed(f, p, "too many host ports are forwarded already");
-		return;
-	}
-	p->error = "";
-	endpoint_add_user(p->slot->ep, &p->user);
-	mark_dirty(f, p->slot);
-}
+/* --- what listens in the guest ----------------------------------------------- */
 
 static void port_add(struct forward *f, const struct guest_port *key)
 {
-	char text[ADDRESS_TEXT_SIZE];
+	struct wish *w;
 
 	if (key->port == 0 || (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP))
 		return;
-	struct port *p = port_find(f, key);
-
-	if (p) {
-		p->seen = f->snapshot;
-		return;
-	}
-	if (f->ports_by_key.len >= f->hub.limits.max_ports) {
+	w = wish_find(&f->wishes, key, NULL);
+	if (!w && f->wishes.n_listeners >= f->hub.limits.max_ports) {
 		log_warn_limited(
 			"forward: the guest listens on more than %u ports; more are ignored",
 			f->hub.limits.max_ports);
 		return;
 	}
-	p = xnew(struct port);
-	p->key = *key;
-	p->seen = f->snapshot;
-	p->user.target = target_new(address_text(&key->ip, key->port, text));
-	p->user.v6 = !address_is_v4(&key->ip);
-	table_add(&f->ports_by_key, &p->link, hash_port(key));
-	TAILQ_INSERT_TAIL(&f->ports, p, in_list);
-	port_place(f, p);
+	if (!w)
+		w = wish_new(&f->wishes, key, NULL);
+	w->seen = f->snapshot;
 }
 
-static void port_free(struct forward *f, struct port *p)
+static void port_remove(struct forward *f, struct wish *w)
 {
-	if (p->slot) {
-		endpoint_remove_user(p->slot->ep, &p->user);
-		mark_dirty(f, p->slot);
-	}
-	set_over_limit(f, p, false);
-	table_remove(&f->ports_by_key, &p->link);
-	TAILQ_REMOVE(&f->ports, p, in_list);
-	target_unref(p->user.target);
-	free(p);
-}
-
-static void port_remove(struct forward *f, struct port *p)
-{
-	if (p->slot && p->announced && p->last != FORWARD_NOT_FORWARDING)
-		send_event(f, p, FORWARD_STOPPING, endpoint_address(p->slot->ep), "");
-	port_free(f, p);
-}
-
-/* Makes the host agree with the list: first close what nobody wants, so that a
- * port that moved is free, then open, then tell. */
-static void settle(struct forward *f)
-{
-	struct slot *s, *next_slot;
-	struct port *p;
-
-	for (s = TAILQ_FIRST(&f->dirty); s; s = next_slot) {
-		next_slot = TAILQ_NEXT(s, in_dirty);
-		if (!TAILQ_EMPTY(endpoint_users(s->ep)))
-			continue;
-		TAILQ_REMOVE(&f->dirty, s, in_dirty);
-		slot_close(f, s);
-	}
-	if (f->n_over_limit && f->slots.len < f->hub.limits.max_listeners)
-		TAILQ_FOREACH(p, &f->ports, in_list)
-			if (p->over_limit)
-				port_place(f, p);
-	while ((s = TAILQ_FIRST(&f->dirty))) {
-		TAILQ_REMOVE(&f->dirty, s, in_dirty);
-		s->dirty = false;
-		if (endpoint_state(s->ep) == ENDPOINT_CLOSED)
-			slot_open(f, s);
-		announce_users(f, s->ep);
-	}
+	wish_withdraw(&f->wishes, w);
+	wish_free(&f->wishes, w);
 }
 
 void forward_set_ports(struct forward *f, const struct guest_port *ports, size_t n)
 {
-	struct port *p, *next;
+	struct wish *w, *next;
 
 	f->snapshot++;
 	for (size_t i = 0; i < n; i++)
-		if ((p = port_find(f, &ports[i])))
-			p->seen = f->snapshot;
-	for (p = TAILQ_FIRST(&f->ports); p; p = next) {
-		next = TAILQ_NEXT(p, in_list);
-		if (p->seen != f->snapshot)
-			port_remove(f, p);
+		if ((w = wish_find(&f->wishes, &ports[i], NULL)))
+			w->seen = f->snapshot;
+	for (w = TAILQ_FIRST(&f->wishes.listeners); w; w = next) {
+		next = TAILQ_NEXT(w, in_list);
+		if (w->seen != f->snapshot)
+			port_remove(f, w);
 	}
 	for (size_t i = 0; i < n; i++)
 		port_add(f, &ports[i]);
-	settle(f);
+	wishes_settle(&f->wishes);
 }
 
 void forward_change_ports(struct forward *f, const struct guest_port *added, size_t n_added,
 			  const struct guest_port *removed, size_t n_removed)
 {
 	for (size_t i = 0; i < n_removed; i++) {
-		struct port *p = port_find(f, &removed[i]);
+		struct wish *w = wish_find(&f->wishes, &removed[i], NULL);
 
-		if (p)
-			port_remove(f, p);
+		if (w)
+			port_remove(f, w);
 	}
 	for (size_t i = 0; i < n_added; i++)
 		port_add(f, &added[i]);
-	settle(f);
+	wishes_settle(&f->wishes);
 }
 
-static const char *row_state(const struct port *p)
+/* --- rules ------------------------------------------------------------------- */
+
+/* Each port of a static rule, once for each protocol. What plain mode has, ssh,
+ * carries no UDP: a rule for both means TCP there. */
+static void statics_add(struct forward *f, struct rule *rule)
 {
-	if (!p->slot)
-		return "not-forwarded";
-	switch (endpoint_state(p->slot->ep)) {
-	case ENDPOINT_OPEN: return "forwarding";
-	case ENDPOINT_DENIED: return "not-forwarded";
-	default: return "waiting";
+	static const int protos[] = { IPPROTO_TCP, IPPROTO_UDP };
+
+	if (!rule->c.is_static || rule->c.ignore || rule_is_socket(&rule->c))
+		return;
+	for (size_t i = 0; i < ARRAY_SIZE(protos); i++) {
+		struct guest_port key = { .proto = protos[i], .ip = rule->c.guest_ip };
+
+		if (!rule_speaks(&rule->c, key.proto) ||
+		    (key.proto == IPPROTO_UDP && f->wishes.config->plain))
+			continue;
+		for (unsigned port = rule->c.guest_port[0]; port <= rule->c.guest_port[1]; port++) {
+			key.port = (uint16_t)port;
+			wish_new(&f->wishes, &key, rule);
+		}
 	}
+}
+
+static void statics_remove(struct forward *f, const struct rule *rule)
+{
+	struct wish *w, *next;
+
+	for (w = TAILQ_FIRST(&f->wishes.statics); w; w = next) {
+		next = TAILQ_NEXT(w, in_list);
+		if (w->of_static == rule)
+			port_remove(f, w);
+	}
+}
+
+static bool is_one(const uint16_t range[2], uint16_t port)
+{
+	return port && range[0] == port && range[1] == port;
+}
+
+/* What a rule of the file may say without effect, somebody who adds one is told. */
+static int check_live(const struct forward *f, const struct config_port_forward *c,
+		      struct error *err)
+{
+	uint16_t ssh = f->wishes.ssh_local_port, host = c->host_port[0];
+	const char *instance = is_one(c->host_port, host) && !c->host_port_auto && !c->ignore ?
+				       reserved_by(f->wishes.reserved, host) : NULL;
+
+	if (!c->guest_socket && (is_one(c->guest_port, 22) || is_one(c->guest_port, ssh)))
+		return error_set(err, -EPERM, "guest port %u is never forwarded: ssh's",
+				 c->guest_port[0]);
+	if (!c->host_socket && is_one(c->host_port, ssh) && !c->host_port_auto)
+		return error_set(err, -EPERM, "host port %u is this instance's ssh port", ssh);
+	if (!c->host_socket && instance)
+		return error_set(err, -EPERM, "host port %u is the ssh port of instance `%s`", host,
+				 instance);
+	if (rule_is_socket(c) && !f->sockets.add)
+		return error_set(err, -ENOTSUP, "there is no ssh connection to carry a guest socket");
+	return 0;
+}
+
+int forward_add_rule(struct forward *f, const struct config_port_forward *c, unsigned *ret_id,
+		     struct error *err)
+{
+	struct rule *rule;
+
+	if (check_live(f, c, err) < 0 || rule_set_add(&f->wishes.rules, c, &rule, err) < 0)
+		return err->code;
+	if (rule_is_socket(c)) {
+		if (!c->ignore && f->sockets.add(f->sockets.arg, rule->id, &rule->c, err) < 0) {
+			rule_free(rule_set_detach(&f->wishes.rules, rule));
+			return err->code;
+		}
+	} else {
+		statics_add(f, rule);
+		wishes_refresh(&f->wishes);
+		wishes_settle(&f->wishes);
+	}
+	*ret_id = rule->id;
+	return 0;
+}
+
+/* Wishes on it must have moved before it is freed. */
+static void forget_rule(struct forward *f, struct rule *rule)
+{
+	struct rule *gone = rule_set_detach(&f->wishes.rules, rule);
+
+	statics_remove(f, rule);
+	wishes_refresh(&f->wishes);
+	wishes_settle(&f->wishes);
+	rule_free(gone);
+}
+
+int forward_remove_rule(struct forward *f, unsigned id, struct error *err)
+{
+	struct rule *rule = rule_find(&f->wishes.rules, id);
+
+	if (!rule)
+		return error_set(err, -ENOENT, "there is no rule %u", id);
+	if (rule->origin != RULE_LIVE)
+		return error_set(err, -EPERM,
+				 "%s is in lima.yaml and stays until that is edited and the "
+				 "instance restarted", rule->name);
+	if (rule_is_socket(&rule->c) && !rule->c.ignore && f->sockets.remove)
+		f->sockets.remove(f->sockets.arg, id);
+	forget_rule(f, rule);
+	return 0;
+}
+
+void forward_each_rule(struct forward *f,
+		       void (*each)(void *arg, const struct forward_rule_info *info), void *arg)
+{
+	for (size_t i = 0; i < f->wishes.rules.n; i++) {
+		const struct rule *r = f->wishes.rules.rules[i];
+		struct forward_rule_info info = { .id = r->id, .origin = rule_origin_name(r),
+						  .name = r->name, .rule = &r->c };
+
+		if (r->origin != RULE_BUILTIN)
+			each(arg, &info);
+	}
+}
+
+void forward_set_sockets(struct forward *f, const struct forward_sockets *sockets)
+{
+	const struct rule_set *set = &f->wishes.rules;
+	struct error err = ERROR_NONE;
+
+	f->sockets = sockets ? *sockets : (struct forward_sockets){ 0 };
+	for (size_t i = 0; sockets && i < set->n; i++) {
+		const struct rule *r = set->rules[i];
+
+		if (rule_is_socket(&r->c) && !r->c.ignore &&
+		    sockets->add(sockets->arg, r->id, &r->c, &err) < 0)
+			log_warn("forward: %s: %s, ignoring", r->name, err.msg);
+	}
+}
+
+/* --- the table --------------------------------------------------------------- */
+
+static struct forward_row make_row(const struct wish *w)
+{
+	const struct target *t = w->user.target;
+
+	return (struct forward_row){
+		.protocol = wish_protocol(w),
+		.guest_addr = t->guest_addr,
+		.host_addr = w->slot ? endpoint_address(w->slot->ep) : "",
+		.state = wish_state(w),
+		.error = wish_error(w),
+		.rule_id = w->rule ? w->rule->id : 0,
+		.origin = rule_origin_name(w->rule),
+		.rule = w->rule ? w->rule->name : "",
+		.is_static = w->of_static,
+		.since_ms = w->since_ms,
+		.connections_total = t->connections_total,
+		.connections_now = t->connections_now,
+		.bytes_in = t->bytes_in,
+		.bytes_out = t->bytes_out,
+		.refused = t->refused,
+		.resets = t->resets,
+		.timeouts = t->timeouts,
+		.lane = t->lane,
+		.connect_last_us = latency_last_us(&t->connect),
+		.connect_p50_us = latency_quantile_us(&t->connect, 50),
+		.connect_p99_us = latency_quantile_us(&t->connect, 99),
+	};
+}
+
+struct lister {
+	struct forward *f;
+	void (*each)(void *arg, const struct forward_row *row);
+	void *arg;
+};
+
+static void list_socket(void *arg, const struct forward_row *bare)
+{
+	struct lister *l = arg;
+	const struct rule *rule = rule_find(&l->f->wishes.rules, bare->rule_id);
+	struct forward_row row = *bare;
+
+	row.origin = rule_origin_name(rule);
+	row.rule = rule ? rule->name : "";
+	row.is_static = true;
+	row.lane = "ssh";
+	l->each(l->arg, &row);
 }
 
 void forward_list(struct forward *f, void (*each)(void *arg, const struct forward_row *row),
 		  void *arg)
 {
-	struct port *p;
+	struct lister lister = { f, each, arg };
+	struct forward_row row;
+	struct wish *w;
 
-	TAILQ_FOREACH(p, &f->ports, in_list) {
-		const struct target *t = p->user.target;
-		struct forward_row row = {
-			.protocol = proto_name(p->key.proto),
-			.guest_addr = t->guest_addr,
-			.host_addr = p->slot ? endpoint_address(p->slot->ep) : "",
-			.state = row_state(p),
-			.error = p->slot ? endpoint_error(p->slot->ep) : p->error,
-			.connections_total = t->connections_total,
-			.connections_now = t->connections_now,
-			.bytes_in = t->bytes_in,
-			.bytes_out = t->bytes_out,
-			.refused = t->refused,
-			.resets = t->resets,
-			.timeouts = t->timeouts,
-			.lane = t->lane,
-			.connect_last_us = latency_last_us(&t->connect),
-			.connect_p50_us = latency_quantile_us(&t->connect, 50),
-			.connect_p99_us = latency_quantile_us(&t->connect, 99),
-		};
-
+	TAILQ_FOREACH(w, &f->wishes.statics, in_list) {
+		row = make_row(w);
 		each(arg, &row);
+	}
+	if (f->sockets.list)
+		f->sockets.list(f->sockets.arg, list_socket, &lister);
+	TAILQ_FOREACH(w, &f->wishes.listeners, in_list) {
+		row = make_row(w);
+		if (w->kind != WISH_COVERED)
+			each(arg, &row);
 	}
 }
 
@@ -484,21 +321,38 @@ static void fill_limits(struct forward_limits *l)
 			mine[i] = theirs[i];
 }
 
-static void on_hub_idle(void *arg)
+/* ip(7); 1024 where the kernel does not say. */
+static unsigned unprivileged_start(void)
+{
+	scoped_file FILE *f = fopen("/proc/sys/net/ipv4/ip_unprivileged_port_start", "re");
+	unsigned port;
+
+	return f && fscanf(f, "%u", &port) == 1 ? port : 1024;
+}
+
+static void on_reserved_changed(void *arg)
 {
 	struct forward *f = arg;
-	void (*closed)(void *arg) = f->closed;
-	void *closed_arg = f->closed_arg;
 
-	tcp_set_free(f->hub.tcp);
-	udp_set_free(f->hub.udp);
-	owner_finder_free(f->hub.owner);
-	rule_set_done(&f->rules);
-	table_done(&f->ports_by_key);
-	table_done(&f->slots);
-	free(f);
-	if (closed)
-		closed(closed_arg);
+	wishes_refresh(&f->wishes);
+	wishes_settle(&f->wishes);
+}
+
+static void wishes_init(struct wishes *all, struct hub *hub, const struct forward_options *o)
+{
+	all->hub = hub;
+	all->config = o->config;
+	all->ssh_local_port = o->ssh_local_port;
+	all->unprivileged_start = o->unprivileged_start ? o->unprivileged_start :
+							  unprivileged_start();
+	all->loopback = o->loopback;
+	all->event.fn = o->event;
+	all->event.arg = o->arg;
+	TAILQ_INIT(&all->statics);
+	TAILQ_INIT(&all->listeners);
+	TAILQ_INIT(&all->unplaced);
+	TAILQ_INIT(&all->dirty);
+	rule_set_init(&all->rules, o->config, o->ssh_local_port);
 }
 
 int forward_new(struct loop *loop, const struct forward_options *opts, struct forward **ret,
@@ -509,34 +363,61 @@ int forward_new(struct loop *loop, const struct forward_options *opts, struct fo
 	f->hub.loop = loop;
 	f->hub.limits = opts->limits;
 	fill_limits(&f->hub.limits);
-	f->hub.idle = on_hub_idle;
-	f->hub.idle_arg = f;
 	f->hub.tcp = tcp_set_new(&f->hub);
 	f->hub.udp = udp_set_new(&f->hub);
 	f->hub.owner = owner_finder_new(&f->hub);
-	rule_set_init(&f->rules, opts->config->port_forwards, opts->config->n_port_forwards,
-		      opts->ssh_local_port);
-	f->ssh_local_port = opts->ssh_local_port;
-	f->event = opts->event;
-	f->event_arg = opts->arg;
-	f->event_tokens = FORWARD_EVENT_BURST;
-	f->event_ms = uv_now(&loop->uv);
-	TAILQ_INIT(&f->ports);
-	TAILQ_INIT(&f->dirty);
+	wishes_init(&f->wishes, &f->hub, opts);
+	f->wishes.reserved = reserved_new(&f->hub, &opts->reserved, on_reserved_changed, f);
+	f->wishes.remember = remember_new(&f->hub, opts->remember_file);
 	*ret = f;
 	return 0;
 }
 
+void forward_start(struct forward *f)
+{
+	for (size_t i = 0; i < f->wishes.rules.n; i++)
+		statics_add(f, f->wishes.rules.rules[i]);
+	wishes_settle(&f->wishes);
+}
+
+static void on_hub_idle(void *arg)
+{
+	struct forward *f = arg;
+	void (*closed)(void *arg) = f->closed;
+	void *closed_arg = f->closed_arg;
+
+	tcp_set_free(f->hub.tcp);
+	udp_set_free(f->hub.udp);
+	owner_finder_free(f->hub.owner);
+	rule_set_done(&f->wishes.rules);
+	table_done(&f->wishes.by_key);
+	table_done(&f->wishes.slots);
+	table_done(&f->wishes.chosen);
+	free(f);
+	if (closed)
+		closed(closed_arg);
+}
+
+static void free_all(struct wishes *all, struct wish_list *list)
+{
+	struct wish *w;
+
+	while ((w = TAILQ_FIRST(list)))
+		wish_free(all, w);
+}
+
 void forward_close(struct forward *f, void (*closed)(void *arg), void *arg)
 {
-	struct port *p;
-
 	f->closed = closed;
 	f->closed_arg = arg;
+	f->hub.idle = on_hub_idle;
+	f->hub.idle_arg = f;
 	f->hub.lane = NULL;
-	while ((p = TAILQ_FIRST(&f->ports)))
-		port_free(f, p);
-	f->n_over_limit = 0;
-	settle(f);
+	f->sockets = (struct forward_sockets){ 0 };
+	free_all(&f->wishes, &f->wishes.listeners);
+	free_all(&f->wishes, &f->wishes.statics);
+	wishes_settle(&f->wishes);
+	reserved_close(f->wishes.reserved);
+	remember_close(f->wishes.remember);
 	tcp_set_close(f->hub.tcp);
 }

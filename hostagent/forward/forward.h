@@ -7,7 +7,9 @@
  * guest's ports are believed to exist, new clients wait a bounded time.
  *
  *   rule      (pure) which guest address goes where
+ *   wish      what wants to be on the host: listeners, ports of static rules
  *   endpoint  one host address: reference count, close before open, bind retry
+ *   reserved  host ports that are other instances' ssh; remember  those we chose
  *   tcp, udp  one connection, one table of flows
  *   lane      how bytes reach the guest; lane_grpc over guest_client
  */
@@ -46,9 +48,26 @@ struct forward_event {		/* becomes status.portForward, reference/hostagent.md §
 	const char *error;	/* "" or why: "address already in use (nginx, pid 812)" */
 };
 
+struct forward_reserved {	/* a host port that is not to be taken */
+	uint16_t port;
+	char name[80];		/* of the instance whose ssh port it is */
+};
+
+struct forward_reserved_source {
+	/* Fills at most @max; runs in libuv's pool. NULL: there are none. */
+	size_t (*list)(void *arg, struct forward_reserved *ret, size_t max);
+	void *arg;
+};
+
 struct forward_options {
 	const struct config *config;	/* rules; borrowed for the forward's life */
 	uint16_t ssh_local_port;	/* never forwarded */
+	struct forward_reserved_source reserved;	/* ssh ports of other instances */
+	/* This instance's own 127.0.0.x, which stands for 127.0.0.1 in rules
+	 * (conflict: loopback-per-instance); all zero: none does. */
+	struct in6_addr loopback;
+	const char *remember_file;	/* chosen host ports, see remember.h; NULL: none */
+	unsigned unprivileged_start;	/* 0: net.ipv4.ip_unprivileged_port_start */
 	/* Once per change, but for a guest that makes tens of thousands of them:
 	 * then 20 a second. Never inside forward_new() or forward_close(). */
 	void (*event)(void *arg, const struct forward_event *ev);
@@ -59,6 +78,8 @@ struct forward_options {
 /* The process ignores SIGPIPE (libuv writes to sockets with write()). */
 int forward_new(struct loop *loop, const struct forward_options *opts, struct forward **ret,
 		struct error *err);
+/* Opens what static rules want; nothing of them is there before. */
+void forward_start(struct forward *f);
 
 struct guest_port {		/* a listener in the guest */
 	int proto;		/* IPPROTO_TCP, IPPROTO_UDP */
@@ -114,6 +135,20 @@ int forward_add_rule(struct forward *f, const struct config_port_forward *rule, 
 		     struct error *err);
 /* -ENOENT: none has that id. -EPERM: it is the file's, not a live one. */
 int forward_remove_rule(struct forward *f, unsigned id, struct error *err);
+
+/* Who carries rules about a socket in the guest, which is ssh's business
+ * (hostagent/socket_forward.h). NULL: nobody, any more. The file's are added by
+ * this call. */
+struct forward_sockets {
+	int (*add)(void *arg, unsigned id, const struct config_port_forward *rule,
+		   struct error *err);
+	void (*remove)(void *arg, unsigned id);
+	/* Rows with protocol, addresses, state, error, rule_id, reverse, since_ms. */
+	void (*list)(void *arg, void (*each)(void *arg, const struct forward_row *row),
+		     void *each_arg);
+	void *arg;
+};
+void forward_set_sockets(struct forward *f, const struct forward_sockets *sockets);
 
 struct forward_rule_info {
 	unsigned id;

@@ -9,10 +9,12 @@
 
 #include "hostagent/forward/address.h"
 #include "hostagent/forward/latency.h"
+#include "lib/config/config.h"
 
 struct target {
 	unsigned refs;
 	char guest_addr[ADDRESS_TEXT_SIZE];          /* dialed literally in the guest */
+	enum config_lane lane_wanted;                /* by its rule, or the instance */
 	uint64_t connections_total, connections_now; /* UDP: flows */
 	uint64_t bytes_in, bytes_out;                /* into, out of the guest */
 	/* Ended badly: turned away by the guest's server, cut off by either side

@@ -27,23 +27,34 @@ static void on_event(void *arg, const struct forward_event *ev)
 		  *ev->host_addr ? ev->host_addr : "-", *ev->error ? " " : "", ev->error);
 }
 
-void fx_start(struct fx *fx, const struct config_port_forward *rules, size_t n,
-	      const struct forward_limits *limits)
+void fx_start_with(struct fx *fx, const struct config *config, const struct forward_options *more)
 {
-	struct forward_options opts = { .ssh_local_port = 60022, .event = on_event, .arg = fx };
+	struct forward_options opts = *more;
 	struct error err = { 0 };
 
 	signal(SIGPIPE, SIG_IGN);
-	*fx = (struct fx){ 0 };
+	*fx = (struct fx){ .config = *config };
 	assert_int_equal(loop_init(&fx->loop, &err), 0);
-	fx->config.port_forwards = (struct config_port_forward *)rules;
-	fx->config.n_port_forwards = n;
 	opts.config = &fx->config;
-	if (limits)
-		opts.limits = *limits;
+	opts.ssh_local_port = 60022;
+	opts.event = on_event;
+	opts.arg = fx;
 	assert_int_equal(forward_new(&fx->loop, &opts, &fx->forward, &err), 0);
 	mock_lane_init(&fx->lane, &fx->loop);
 	forward_set_lane(fx->forward, &fx->lane.lane);
+	forward_start(fx->forward);
+}
+
+void fx_start(struct fx *fx, const struct config_port_forward *rules, size_t n,
+	      const struct forward_limits *limits)
+{
+	struct config config = { .port_forwards = (struct config_port_forward *)rules,
+				 .n_port_forwards = n };
+	struct forward_options opts = { 0 };
+
+	if (limits)
+		opts.limits = *limits;
+	fx_start_with(fx, &config, &opts);
 }
 
 static void on_closed(void *arg)

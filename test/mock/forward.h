@@ -25,6 +25,9 @@ struct fx {
 /* Fills @fx; limits may be NULL. The lane is set. */
 void fx_start(struct fx *fx, const struct config_port_forward *rules, size_t n,
 	      const struct forward_limits *limits);
+/* @config: copied as it is, what it points to lives on. Of @more what fx_start does
+ * not set by itself. */
+void fx_start_with(struct fx *fx, const struct config *config, const struct forward_options *more);
 void fx_stop(struct fx *fx); /* asserts that nothing is left */
 
 struct guest_port fx_port(int proto, const char *ip, uint16_t port);

@@ -1,5 +1,6 @@
 /* Each row of the table in reference/port-forwarding.md §3, and the order of §2. */
 #include <arpa/inet.h>
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -37,6 +38,14 @@ static struct config_port_forward rule(const char *guest_ip, uint16_t first, uin
 	};
 }
 
+static void set_init(struct rule_set *set, const struct config_port_forward *rules, size_t n)
+{
+	struct config c = { .port_forwards = (struct config_port_forward *)rules,
+			    .n_port_forwards = n };
+
+	rule_set_init(set, &c, SSH_PORT);
+}
+
 /* "127.0.0.1:80", a path, or "closed" */
 static const char *verdict(const struct config_port_forward *rules, size_t n, int proto,
 			   const char *ip, uint16_t port)
@@ -44,13 +53,13 @@ static const char *verdict(const struct config_port_forward *rules, size_t n, in
 	static char text[256];
 	struct in6_addr addr = ip_of(ip);
 	struct rule_set set;
-	const struct config_port_forward *r;
+	const struct rule *r;
 
-	rule_set_init(&set, rules, n, SSH_PORT);
-	r = rule_match(&set, proto, &addr, port);
+	set_init(&set, rules, n);
+	r = rule_match(&set, proto, &addr, port, NULL);
 	strcpy(text, "closed");
 	if (r) {
-		struct rule_host host = rule_host_address(r, port);
+		struct rule_host host = rule_host_address(&r->c, port);
 
 		if (host.socket)
 			strcpy(text, host.socket);
@@ -231,16 +240,70 @@ static void test_rule_quiet_when_everything_is_ignored_first(void **state)
 	list[0].proto = L4_TCP;
 	list[1] = rule("127.0.0.1", 80, 80, 80);
 	list[2].proto = L4_UDP; /* behind another rule: does not count */
-	rule_set_init(&set, list, 3, SSH_PORT);
+	set_init(&set, list, 3);
 	assert_true(rule_set_is_quiet(&set, IPPROTO_TCP));
 	assert_false(rule_set_is_quiet(&set, IPPROTO_UDP));
 	rule_set_done(&set);
-	rule_set_init(&set, &all, 1, SSH_PORT);
+	set_init(&set, &all, 1);
 	assert_true(rule_set_is_quiet(&set, IPPROTO_TCP));
 	assert_true(rule_set_is_quiet(&set, IPPROTO_UDP));
 	rule_set_done(&set);
-	rule_set_init(&set, NULL, 0, SSH_PORT);
+	set_init(&set, NULL, 0);
 	assert_false(rule_set_is_quiet(&set, IPPROTO_TCP));
+	rule_set_done(&set);
+}
+
+/* ssh has no datagrams: a rule that wants it leaves UDP to those behind. */
+static void test_rule_of_the_ssh_lane_is_about_tcp(void **state)
+{
+	struct config_port_forward list[] = { rule("127.0.0.1", 80, 80, 8080),
+					      rule("127.0.0.1", 81, 81, 81) };
+
+	list[0].lane = list[1].lane = CONFIG_LANE_SSH;
+	list[1].ignore = true;
+	assert_string_equal(verdict(list, 2, IPPROTO_TCP, "127.0.0.1", 80), "127.0.0.1:8080");
+	assert_string_equal(verdict(list, 2, IPPROTO_UDP, "127.0.0.1", 80), "127.0.0.1:80");
+	assert_string_equal(verdict(list, 2, IPPROTO_UDP, "127.0.0.1", 81), "closed");
+}
+
+static void test_rule_plain_has_no_last_rule(void **state)
+{
+	struct config c = { .plain = true };
+	struct in6_addr ip = ip_of("127.0.0.1");
+	struct rule_set set;
+
+	rule_set_init(&set, &c, SSH_PORT);
+	assert_null(rule_match(&set, IPPROTO_TCP, &ip, 80, NULL));
+	rule_set_done(&set);
+}
+
+static void test_rule_added_ones_come_first_and_newest_first(void **state)
+{
+	struct config_port_forward file = rule("127.0.0.1", 1, 65535, 1);
+	struct config_port_forward a = rule("127.0.0.1", 80, 80, 8080);
+	struct config_port_forward b = rule("127.0.0.1", 70, 90, 9070);
+	struct config_port_forward ssh = rule("127.0.0.1", 22, 22, 2222);
+	struct in6_addr ip = ip_of("127.0.0.1");
+	struct rule *ra, *rb, *rs;
+	const struct rule *ignored = NULL;
+	struct error err = { 0 };
+	struct rule_set set;
+
+	set_init(&set, &file, 1);
+	assert_int_equal(rule_set_add(&set, &a, &ra, &err), 0);
+	assert_int_equal(rule_set_add(&set, &b, &rb, &err), 0);
+	assert_int_equal(rule_set_add(&set, &ssh, &rs, &err), 0);
+	assert_int_equal(rule_set_add(&set, &a, &ra, &err), -EEXIST);
+	assert_string_equal(ra->name, "live rule 2");
+	assert_ptr_equal(rule_match(&set, IPPROTO_TCP, &ip, 80, NULL), rb);
+	assert_null(rule_match(&set, IPPROTO_TCP, &ip, 22, &ignored)); /* not even live */
+	assert_int_equal(ignored->origin, RULE_BUILTIN);
+	rule_free(rule_set_detach(&set, rb));
+	assert_ptr_equal(rule_match(&set, IPPROTO_TCP, &ip, 80, NULL), ra);
+	assert_null(rule_find(&set, 3));
+	assert_ptr_equal(rule_find(&set, 2), ra);
+	assert_string_equal(rule_find(&set, 1)->name, "portForwards[0]");
+	assert_null(rule_find(&set, 0));
 	rule_set_done(&set);
 }
 
@@ -279,6 +342,9 @@ int main(void)
 		cmocka_unit_test(test_rule_guest_sockets_swallow_nothing),
 		cmocka_unit_test(test_rule_host_side),
 		cmocka_unit_test(test_rule_quiet_when_everything_is_ignored_first),
+		cmocka_unit_test(test_rule_of_the_ssh_lane_is_about_tcp),
+		cmocka_unit_test(test_rule_plain_has_no_last_rule),
+		cmocka_unit_test(test_rule_added_ones_come_first_and_newest_first),
 		cmocka_unit_test(test_table_hash_differs_from_process_to_process),
 	};
 

@@ -1,0 +1,115 @@
+/* wish.h - what wants to be on the host, and where it got to
+ *
+ * Two things do: a listener in the guest, and a port of a static rule, which is
+ * there whether or not something listens. Rules decide for each what it is:
+ *
+ *	CLOSED	  stays off the host; `error` says why, "" when no rule wants it
+ *	COVERED	  a listener on the port of a static rule: that one stands for it
+ *	FIXED	  wants a certain host address
+ *	CHOSEN	  wants whatever host port is free (hostPort: auto, conflict: remap)
+ *
+ * FIXED and CHOSEN wishes sit in a slot, which is a host address with its
+ * endpoint. Those in one slot that are for the same guest port share it; one for
+ * another guest port stands aside until they are gone. Nothing is opened or closed
+ * before wishes_settle(), so that what one wish frees another can have.
+ *
+ *   wish_place   decides, slots, settling
+ *   wish_notice  events
+ */
+#pragma once
+
+#include <sys/queue.h>
+
+#include "hostagent/forward/endpoint.h"
+#include "hostagent/forward/forward.h"
+#include "hostagent/forward/hub.h"
+#include "hostagent/forward/remember.h"
+#include "hostagent/forward/reserved.h"
+#include "hostagent/forward/rule.h"
+#include "hostagent/forward/table.h"
+
+enum wish_kind { WISH_CLOSED, WISH_COVERED, WISH_FIXED, WISH_CHOSEN };
+
+TAILQ_HEAD(wish_list, wish);
+
+struct wish {
+	struct table_link link; /* wishes.by_key */
+	TAILQ_ENTRY(wish) in_list;
+	struct guest_port key;  /* of a static rule: its guestIP */
+	struct rule *of_static; /* NULL: a listener */
+	struct rule *rule;      /* decided; NULL: none */
+	enum wish_kind kind;
+	char *error;		   /* CLOSED: why, NULL: it need not be said */
+	struct slot *slot;         /* NULL: none, or not yet */
+	struct endpoint_user user; /* in the slot's endpoint, unless stands_aside */
+	bool stands_aside;
+	TAILQ_ENTRY(wish) aside;  /* slot.aside, or `covered` of its static wish */
+	struct wish_list covered; /* static: listeners it stands for */
+	struct wish *cover;       /* COVERED: by */
+	TAILQ_ENTRY(wish) in_unplaced;
+	bool unplaced;   /* CHOSEN: settling finds it a slot */
+	bool over_limit; /* would have a slot, were there not too many already */
+	bool announced;
+	enum forward_event_type last; /* what was announced */
+	uint64_t since_ms;
+	unsigned seen; /* listener: snapshot it was last in */
+};
+
+struct slot {
+	struct table_link link, chosen_link;
+	TAILQ_ENTRY(slot) in_dirty;
+	bool dirty;
+	struct endpoint *ep;
+	uint16_t guest_port;      /* whose it is; 0: nobody's */
+	struct wish_list aside;   /* wishes for other guest ports */
+	const struct rule *chosen_by; /* NULL: a fixed address */
+};
+TAILQ_HEAD(slot_list, slot);
+
+struct wishes {
+	struct hub *hub;
+	const struct config *config;
+	struct rule_set rules;
+	uint16_t ssh_local_port;
+	unsigned unprivileged_start; /* first port that anybody may bind */
+	struct in6_addr loopback;    /* stands for 127.0.0.1; ::: nothing does */
+	struct reserved *reserved;
+	struct remember *remember;
+	struct wish_list statics, listeners, unplaced;
+	struct table by_key; /* both */
+	struct table slots, chosen;
+	struct slot_list dirty;
+	unsigned n_over_limit, n_listeners;
+	struct {
+		void (*fn)(void *arg, const struct forward_event *ev);
+		void *arg;
+		double tokens;
+		uint64_t ms;
+	} event;
+};
+
+/* --- wish_place.c ------------------------------------------------------------ */
+
+/* A listener (@of_static NULL) or a static rule's port; placed, not settled. */
+struct wish *wish_new(struct wishes *all, const struct guest_port *key, struct rule *of_static);
+void wish_free(struct wishes *all, struct wish *w); /* says nothing */
+struct wish *wish_find(const struct wishes *all, const struct guest_port *key,
+		       const struct rule *of_static);
+/* Says that it stops, if it was there, and takes it off the host. */
+void wish_withdraw(struct wishes *all, struct wish *w);
+/* Rules or reserved ports changed: moves those for which that matters. */
+void wishes_refresh(struct wishes *all);
+/* Makes the host agree: first close what nobody wants, so that a port that moved
+ * is free, then open, then tell. */
+void wishes_settle(struct wishes *all);
+/* Its standing as a row says it; error as of now, valid until the next call. */
+const char *wish_state(const struct wish *w);
+const char *wish_error(const struct wish *w);
+
+/* --- wish_notice.c ----------------------------------------------------------- */
+
+/* Its standing, if that is news. */
+void wish_announce(struct wishes *all, struct wish *w);
+void wish_announce_users(struct wishes *all, struct slot *s);
+void wish_announce_stop(struct wishes *all, struct wish *w);
+const char *wish_protocol(const struct wish *w);

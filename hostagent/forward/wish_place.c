@@ -1,0 +1,645 @@
+#include "hostagent/forward/wish.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "hostagent/forward/address.h"
+#include "lib/base/mem.h"
+
+enum {
+	CHOOSE_TRIES = 1024,    /* host ports looked at for one wish */
+	CHOOSE_ABOVE = 8000,    /* 80 becomes 8080, 443 becomes 8443 */
+};
+
+struct decision { /* what a wish is, by the rules of now */
+	struct rule *rule;
+	enum wish_kind kind;
+	struct rule_host host; /* FIXED; CHOSEN: the first to try */
+	struct wish *cover;    /* COVERED */
+	char error[160];       /* CLOSED */
+};
+
+/* --- deciding ---------------------------------------------------------------- */
+
+/* Root could bind any port: which ones it should is the rules' to say. Anybody
+ * else may ask the kernel. */
+static bool is_privileged(const struct wishes *all, const struct rule *rule, uint16_t port)
+{
+	return port < all->unprivileged_start && geteuid() == 0 && !rule->is_narrow &&
+	       !all->config->port_forwarding.privileged_ports;
+}
+
+/* May guests have this host port at all? */
+static bool may_have(const struct wishes *all, const struct rule *rule,
+		     const struct rule_host *host, char *why, size_t size)
+{
+	const char *instance;
+
+	*why = 0;
+	if (host->socket)
+		return true;
+	if (host->port == all->ssh_local_port) {
+		snprintf(why, size, "the host port is this instance's ssh port");
+	} else if ((instance = reserved_by(all->reserved, host->port))) {
+		snprintf(why, size, "the host port is the ssh port of instance `%s`", instance);
+	} else if (is_privileged(all, rule, host->port)) {
+		snprintf(why, size,
+			 "host ports below %u are privileged: name it in a rule of its own, or set "
+			 "portForwarding.privilegedPorts",
+			 all->unprivileged_start);
+	}
+	return !*why;
+}
+
+static bool is_chosen(const struct wishes *all, const struct rule *rule)
+{
+	if (rule->c.host_socket)
+		return false;
+	return rule->c.host_port_auto || (all->config->port_forwarding.conflict == CONFLICT_REMAP &&
+					  !rule->c.is_static);
+}
+
+static struct rule_host host_of(const struct wishes *all, const struct rule *rule, uint16_t port)
+{
+	struct rule_host host = rule_host_address(&rule->c, port);
+
+	if (!host.socket && address_is_v4_loopback(&host.ip) &&
+	    !IN6_IS_ADDR_UNSPECIFIED(&all->loopback))
+		host.ip = all->loopback;
+	return host;
+}
+
+static void decide_rule(const struct wishes *all, const struct wish *w, struct decision *d)
+{
+	const struct rule *ignored = NULL;
+	struct rule *rule =
+		rule_match(&all->rules, w->key.proto, &w->key.ip, w->key.port, &ignored);
+
+	d->rule = rule;
+	if (!w->of_static || rule == w->of_static)
+		return;
+	d->rule = NULL;
+	snprintf(d->error, sizeof(d->error), "%s comes first and %s",
+		 rule ? rule->name : ignored && *ignored->name ? ignored->name : "ssh's own rule",
+		 rule ? "decides" : "ignores it");
+}
+
+static struct wish *static_wish(const struct wishes *all, const struct wish *listener,
+				const struct rule *rule)
+{
+	struct guest_port key = listener->key;
+
+	key.ip = rule->c.guest_ip;
+	return wish_find(all, &key, rule);
+}
+
+static void decide(const struct wishes *all, const struct wish *w, struct decision *d)
+{
+	*d = (struct decision){ .kind = WISH_CLOSED };
+	decide_rule(all, w, d);
+	if (!d->rule)
+		return;
+	if (!w->of_static && d->rule->c.is_static &&
+	    (d->cover = static_wish(all, w, d->rule))) {
+		d->kind = WISH_COVERED;
+		return;
+	}
+	d->host = host_of(all, d->rule, w->key.port);
+	if (is_chosen(all, d->rule))
+		d->kind = WISH_CHOSEN;
+	else if (may_have(all, d->rule, &d->host, d->error, sizeof(d->error)))
+		d->kind = WISH_FIXED;
+}
+
+/* Would placing it anew change anything? */
+static bool stands(const struct wishes *all, const struct wish *w, const struct decision *d)
+{
+	char why[160];
+
+	if (w->rule != d->rule || w->kind != d->kind || w->cover != d->cover)
+		return false;
+	if (w->kind == WISH_CLOSED)
+		return streq(w->error ? w->error : "", d->error);
+	if (!w->slot)
+		return w->kind == WISH_COVERED || w->unplaced || w->over_limit;
+	if (w->kind == WISH_CHOSEN)
+		return may_have(all, w->rule, endpoint_host(w->slot->ep), why, sizeof(why));
+	return endpoint_is(w->slot->ep, w->key.proto, &d->host);
+}
+
+/* --- slots ------------------------------------------------------------------- */
+
+static void mark_dirty(struct wishes *all, struct slot *s)
+{
+	if (s->dirty)
+		return;
+	s->dirty = true;
+	TAILQ_INSERT_TAIL(&all->dirty, s, in_dirty);
+}
+
+static uint32_t hash_host(int proto, const struct rule_host *host)
+{
+	if (host->socket)
+		return table_hash(host->socket, strlen(host->socket), 0);
+	return table_hash(&host->ip, sizeof(host->ip), (uint32_t)proto << 16 | host->port);
+}
+
+static struct slot *slot_find(struct wishes *all, int proto, const struct rule_host *host)
+{
+	struct table_link *l = table_first(&all->slots, hash_host(proto, host));
+
+	for (; l; l = table_next(l)) {
+		struct slot *s = container_of(l, struct slot, link);
+
+		if (endpoint_is(s->ep, proto, host))
+			return s;
+	}
+	return NULL;
+}
+
+static struct slot *slot_of_endpoint(struct wishes *all, const struct endpoint *ep)
+{
+	return slot_find(all, endpoint_proto(ep), endpoint_host(ep));
+}
+
+static void on_endpoint_changed(void *arg, struct endpoint *ep)
+{
+	struct wishes *all = arg;
+
+	if (endpoint_state(ep) == ENDPOINT_OPEN)
+		reserved_look(all->reserved);
+	wish_announce_users(all, slot_of_endpoint(all, ep));
+}
+
+static bool is_full(const struct wishes *all)
+{
+	return all->slots.len >= all->hub->limits.max_listeners;
+}
+
+/* Takes @ep. */
+static struct slot *slot_new(struct wishes *all, struct endpoint *ep)
+{
+	struct slot *s = xnew(struct slot);
+
+	s->ep = ep;
+	TAILQ_INIT(&s->aside);
+	table_add(&all->slots, &s->link, hash_host(endpoint_proto(ep), endpoint_host(ep)));
+	return s;
+}
+
+static struct slot *slot_get(struct wishes *all, int proto, const struct rule_host *host)
+{
+	struct slot *s = slot_find(all, proto, host);
+
+	if (s || is_full(all))
+		return s;
+	return slot_new(all, endpoint_new(all->hub, proto, host, on_endpoint_changed, all));
+}
+
+/* A rule's own [::1] or [::] comes before the companions of 127.0.0.1 and 0.0.0.0. */
+static void make_companions_yield(struct wishes *all, const struct endpoint *ep)
+{
+	const struct rule_host *host = endpoint_host(ep);
+	struct rule_host other = { .port = host->port };
+
+	if (host->socket || address_is_v4(&host->ip))
+		return;
+	for (int loopback = 0; loopback < 2; loopback++) {
+		other.ip = loopback ? address_v4(127, 0, 0, 1) : address_v4(0, 0, 0, 0);
+		struct slot *s = slot_find(all, endpoint_proto(ep), &other);
+
+		if (s)
+			endpoint_yield(s->ep, host);
+	}
+}
+
+static void unchoose(struct wishes *all, struct slot *s)
+{
+	if (s->chosen_by)
+		table_remove(&all->chosen, &s->chosen_link);
+	s->chosen_by = NULL;
+}
+
+static void slot_close(struct wishes *all, struct slot *s)
+{
+	table_remove(&all->slots, &s->link);
+	unchoose(all, s);
+	endpoint_close(s->ep);
+	free(s);
+}
+
+static bool is_unused(const struct slot *s)
+{
+	return TAILQ_EMPTY(endpoint_users(s->ep)) && TAILQ_EMPTY(&s->aside);
+}
+
+static void slot_add(struct wishes *all, struct slot *s, struct wish *w)
+{
+	w->slot = s;
+	w->stands_aside = s->guest_port && s->guest_port != w->key.port;
+	if (w->stands_aside) {
+		TAILQ_INSERT_TAIL(&s->aside, w, aside);
+	} else {
+		if (s->chosen_by != w->rule)
+			unchoose(all, s);
+		s->guest_port = w->key.port;
+		endpoint_add_user(s->ep, &w->user);
+	}
+	mark_dirty(all, s);
+}
+
+static void slot_remove(struct wishes *all, struct wish *w)
+{
+	struct slot *s = w->slot;
+
+	if (w->stands_aside)
+		TAILQ_REMOVE(&s->aside, w, aside);
+	else
+		endpoint_remove_user(s->ep, &w->user);
+	if (TAILQ_EMPTY(endpoint_users(s->ep)))
+		s->guest_port = 0;
+	w->slot = NULL;
+	w->stands_aside = false;
+	mark_dirty(all, s);
+}
+
+/* Those who stood aside for a port that is gone. */
+static void slot_promote(struct wishes *all, struct slot *s)
+{
+	struct wish *w, *next;
+
+	if (s->guest_port)
+		return;
+	for (w = TAILQ_FIRST(&s->aside); w; w = next) {
+		next = TAILQ_NEXT(w, aside);
+		if (s->guest_port && s->guest_port != w->key.port)
+			continue;
+		TAILQ_REMOVE(&s->aside, w, aside);
+		slot_add(all, s, w);
+	}
+}
+
+/* --- host ports we choose ---------------------------------------------------- */
+
+static uint32_t hash_chosen(const struct rule *rule, int proto, uint16_t guest_port)
+{
+	return table_hash(&rule, sizeof(rule), (uint32_t)proto << 16 | guest_port);
+}
+
+/* Another listener of the same rule and port has one already: v4 and v6. */
+static struct slot *chosen_find(struct wishes *all, const struct wish *w)
+{
+	struct table_link *l = table_first(&all->chosen,
+					   hash_chosen(w->rule, w->key.proto, w->key.port));
+
+	for (; l; l = table_next(l)) {
+		struct slot *s = container_of(l, struct slot, chosen_link);
+
+		if (s->chosen_by == w->rule && endpoint_proto(s->ep) == w->key.proto &&
+		    s->guest_port == w->key.port)
+			return s;
+	}
+	return NULL;
+}
+
+/* NULL: not that one, @err says why; code 0: not ours to have. */
+static struct slot *try_port(struct wishes *all, const struct wish *w, struct rule_host host,
+			     uint16_t port, struct error *err)
+{
+	struct endpoint *ep;
+	struct slot *s;
+	char why[160];
+
+	*err = ERROR_NONE;
+	host.port = port;
+	if (!port || !may_have(all, w->rule, &host, why, sizeof(why)) ||
+	    slot_find(all, w->key.proto, &host))
+		return NULL;
+	ep = endpoint_new(all->hub, w->key.proto, &host, on_endpoint_changed, all);
+	if (endpoint_try(ep, err) < 0) {
+		endpoint_close(ep);
+		return NULL;
+	}
+	s = slot_new(all, ep);
+	s->chosen_by = w->rule;
+	table_add(&all->chosen, &s->chosen_link,
+		  hash_chosen(w->rule, w->key.proto, w->key.port));
+	remember_set(all->remember, w->key.proto, &host.ip, w->key.port, port);
+	return s;
+}
+
+/* What was taken or not allowed; anything else will not get better with the number. */
+static bool is_worth_going_on(const struct error *err)
+{
+	return err->code == 0 || err->code == -EADDRINUSE || err->code == -EACCES;
+}
+
+/* The remembered one; its own number; its own above 8000 when privileged; upwards. */
+static struct slot *choose(struct wishes *all, const struct wish *w, struct error *err)
+{
+	struct rule_host host = host_of(all, w->rule, w->key.port);
+	uint16_t own = host.port;
+	unsigned next = own < all->unprivileged_start ? own + (unsigned)CHOOSE_ABOVE : own + 1u;
+	struct slot *s = try_port(all, w, host,
+				  remember_get(all->remember, w->key.proto, &host.ip, w->key.port),
+				  err);
+
+	if (!s)
+		s = try_port(all, w, host, own, err);
+	for (int i = 0; !s && i < CHOOSE_TRIES && is_worth_going_on(err); i++, next++) {
+		if (next > UINT16_MAX)
+			next = MAX(all->unprivileged_start, 1024u);
+		s = try_port(all, w, host, (uint16_t)next, err);
+	}
+	if (!s && is_worth_going_on(err))
+		error_set(err, -EADDRINUSE, "no free host port from %u on", own);
+	return s;
+}
+
+static void set_unplaced(struct wishes *all, struct wish *w, bool on)
+{
+	if (w->unplaced == on)
+		return;
+	w->unplaced = on;
+	if (on)
+		TAILQ_INSERT_TAIL(&all->unplaced, w, in_unplaced);
+	else
+		TAILQ_REMOVE(&all->unplaced, w, in_unplaced);
+}
+
+static void set_over_limit(struct wishes *all, struct wish *w, bool over)
+{
+	if (w->over_limit == over)
+		return;
+	w->over_limit = over;
+	all->n_over_limit = over ? all->n_over_limit + 1 : all->n_over_limit - 1;
+}
+
+/* --- placing ----------------------------------------------------------------- */
+
+static void close_off(struct wishes *all, struct wish *w, const char *error)
+{
+	free(w->error);
+	w->error = *error ? xstrdup(error) : NULL;
+	wish_announce(all, w);
+}
+
+static void no_room(struct wishes *all, struct wish *w)
+{
+	set_over_limit(all, w, true);
+	close_off(all, w, "too many host ports are forwarded already");
+}
+
+/* Which address a static rule's port dials: what is known to listen there, else
+ * the loopback of the rule's family. */
+static void aim_static(struct wish *s)
+{
+	struct in6_addr ip = s->key.ip;
+	struct wish *l, *best = TAILQ_FIRST(&s->covered);
+
+	TAILQ_FOREACH(l, &s->covered, aside)
+		if (address_is_v4(&l->key.ip) && !address_is_v4(&best->key.ip))
+			best = l;
+	if (best)
+		ip = best->key.ip;
+	else if (IN6_IS_ADDR_UNSPECIFIED(&ip))
+		ip = in6addr_loopback;
+	else if (address_is_wildcard(&ip))
+		ip = address_v4(127, 0, 0, 1);
+	address_text(&ip, s->key.port, s->user.target->guest_addr);
+}
+
+static void cover_leave(struct wish *w)
+{
+	if (!w->cover)
+		return;
+	TAILQ_REMOVE(&w->cover->covered, w, aside);
+	aim_static(w->cover);
+	w->cover = NULL;
+}
+
+static void place_fixed(struct wishes *all, struct wish *w, const struct rule_host *host)
+{
+	struct slot *s = slot_get(all, w->key.proto, host);
+
+	if (!s) {
+		no_room(all, w);
+		return;
+	}
+	set_over_limit(all, w, false);
+	slot_add(all, s, w);
+}
+
+static void place_chosen(struct wishes *all, struct wish *w)
+{
+	struct slot *s = chosen_find(all, w);
+	struct error err = ERROR_NONE;
+
+	set_unplaced(all, w, false);
+	if (!s && is_full(all)) {
+		no_room(all, w);
+		return;
+	}
+	if (!s)
+		s = choose(all, w, &err);
+	if (!s) {
+		close_off(all, w, err.msg);
+		return;
+	}
+	set_over_limit(all, w, false);
+	slot_add(all, s, w);
+}
+
+static enum config_lane lane_of(const struct wishes *all, const struct rule *rule)
+{
+	return all->config->plain ? CONFIG_LANE_SSH : rule->c.lane;
+}
+
+static void wish_place(struct wishes *all, struct wish *w, const struct decision *d)
+{
+	w->rule = d->rule;
+	w->kind = d->kind;
+	free(steal_ptr(&w->error));
+	if (w->rule)
+		w->user.target->lane_wanted = lane_of(all, w->rule);
+	switch (w->kind) {
+	case WISH_CLOSED: close_off(all, w, d->error); break;
+	case WISH_COVERED:
+		w->cover = d->cover;
+		TAILQ_INSERT_TAIL(&w->cover->covered, w, aside);
+		aim_static(w->cover);
+		break;
+	case WISH_FIXED: place_fixed(all, w, &d->host); break;
+	case WISH_CHOSEN: set_unplaced(all, w, true); break;
+	}
+}
+
+static void unplace(struct wishes *all, struct wish *w)
+{
+	if (w->slot)
+		slot_remove(all, w);
+	cover_leave(w);
+	set_unplaced(all, w, false);
+	set_over_limit(all, w, false);
+}
+
+void wish_withdraw(struct wishes *all, struct wish *w)
+{
+	wish_announce_stop(all, w);
+	unplace(all, w);
+	w->announced = false;
+}
+
+static void replace(struct wishes *all, struct wish *w)
+{
+	struct decision d;
+
+	decide(all, w, &d);
+	if (stands(all, w, &d))
+		return;
+	wish_withdraw(all, w);
+	wish_place(all, w, &d);
+}
+
+/* Statics first: listeners look for what covers them. */
+void wishes_refresh(struct wishes *all)
+{
+	struct wish *w;
+
+	TAILQ_FOREACH(w, &all->statics, in_list)
+		replace(all, w);
+	TAILQ_FOREACH(w, &all->listeners, in_list)
+		replace(all, w);
+}
+
+static void place_over_limit(struct wishes *all, struct wish_list *list)
+{
+	struct decision d;
+	struct wish *w;
+
+	TAILQ_FOREACH(w, list, in_list) {
+		if (is_full(all))
+			return;
+		if (!w->over_limit)
+			continue;
+		decide(all, w, &d);
+		wish_place(all, w, &d);
+	}
+}
+
+static void slot_settle(struct wishes *all, struct slot *s)
+{
+	slot_promote(all, s);
+	if (endpoint_state(s->ep) == ENDPOINT_CLOSED) {
+		make_companions_yield(all, s->ep);
+		endpoint_open(s->ep);
+	}
+	if (endpoint_state(s->ep) == ENDPOINT_OPEN)
+		reserved_look(all->reserved);
+	wish_announce_users(all, s);
+}
+
+static void settle_dirty(struct wishes *all)
+{
+	struct slot *s;
+
+	while ((s = TAILQ_FIRST(&all->dirty))) {
+		TAILQ_REMOVE(&all->dirty, s, in_dirty);
+		s->dirty = false;
+		slot_settle(all, s);
+	}
+}
+
+void wishes_settle(struct wishes *all)
+{
+	struct slot *s, *next;
+	struct wish *w;
+
+	for (s = TAILQ_FIRST(&all->dirty); s; s = next) {
+		next = TAILQ_NEXT(s, in_dirty);
+		if (!is_unused(s))
+			continue;
+		TAILQ_REMOVE(&all->dirty, s, in_dirty);
+		slot_close(all, s);
+	}
+	if (all->n_over_limit && !is_full(all)) {
+		place_over_limit(all, &all->statics);
+		place_over_limit(all, &all->listeners);
+	}
+	settle_dirty(all); /* what is asked for by number comes before what takes any */
+	while ((w = TAILQ_FIRST(&all->unplaced)))
+		place_chosen(all, w);
+	settle_dirty(all);
+}
+
+/* --- life -------------------------------------------------------------------- */
+
+static uint32_t hash_key(const struct guest_port *key, const struct rule *of_static)
+{
+	return table_hash(&key->ip, sizeof(key->ip), (uint32_t)key->proto << 16 | key->port) +
+	       (of_static ? of_static->id : 0);
+}
+
+struct wish *wish_find(const struct wishes *all, const struct guest_port *key,
+		       const struct rule *of_static)
+{
+	struct table_link *l = table_first(&all->by_key, hash_key(key, of_static));
+
+	for (; l; l = table_next(l)) {
+		struct wish *w = container_of(l, struct wish, link);
+
+		if (w->of_static == of_static && w->key.proto == key->proto &&
+		    w->key.port == key->port && address_equal(&w->key.ip, &key->ip))
+			return w;
+	}
+	return NULL;
+}
+
+struct wish *wish_new(struct wishes *all, const struct guest_port *key, struct rule *of_static)
+{
+	char text[ADDRESS_TEXT_SIZE];
+	struct wish *w = xnew(struct wish);
+	struct decision d;
+
+	w->key = *key;
+	w->of_static = of_static;
+	w->since_ms = uv_now(&all->hub->loop->uv);
+	w->user.target = target_new(address_text(&key->ip, key->port, text));
+	w->user.rank = address_is_v4(&key->ip) ? ENDPOINT_RANK_V4 : ENDPOINT_RANK_V6;
+	TAILQ_INIT(&w->covered);
+	table_add(&all->by_key, &w->link, hash_key(key, of_static));
+	if (of_static) {
+		TAILQ_INSERT_TAIL(&all->statics, w, in_list);
+		aim_static(w);
+	} else {
+		TAILQ_INSERT_TAIL(&all->listeners, w, in_list);
+		all->n_listeners++;
+	}
+	decide(all, w, &d);
+	wish_place(all, w, &d);
+	return w;
+}
+
+void wish_free(struct wishes *all, struct wish *w)
+{
+	struct wish *covered;
+
+	unplace(all, w);
+	while ((covered = TAILQ_FIRST(&w->covered))) { /* refreshed by who removes the rule */
+		TAILQ_REMOVE(&w->covered, covered, aside);
+		covered->cover = NULL;
+		covered->kind = WISH_CLOSED;
+	}
+	table_remove(&all->by_key, &w->link);
+	if (w->of_static) {
+		TAILQ_REMOVE(&all->statics, w, in_list);
+	} else {
+		TAILQ_REMOVE(&all->listeners, w, in_list);
+		all->n_listeners--;
+	}
+	target_unref(w->user.target);
+	free(w->error);
+	free(w);
+}
