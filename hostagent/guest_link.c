@@ -128,7 +128,7 @@ static void session_close(struct session *s)
 		l->info.way = "";
 		l->syncing = false;
 		uv_timer_stop(&l->sync);
-		forward_set_lane(l->o.forward, NULL);
+		forward_set_lane(l->o.forward, CONFIG_LANE_GRPC, NULL);
 		if (uv_now(&l->o.loop->uv) - s->ready_ms >= LASTED_MS)
 			forget_backoff(l);
 		for (size_t i = 0; i < WAY_COUNT; i++)
@@ -205,7 +205,7 @@ static void on_ready(void *arg, const Info *info)
 	if (info->boot)
 		set_progress(&l->info, info->boot);
 	s->lane = lane_grpc_new(s->client);
-	forward_set_lane(l->o.forward, s->lane);
+	forward_set_lane(l->o.forward, CONFIG_LANE_GRPC, s->lane);
 	guest_link_sync_time(l);
 	l->o.ready(l->o.arg);
 }

@@ -299,12 +299,10 @@ void forward_list(struct forward *f, void (*each)(void *arg, const struct forwar
 	}
 }
 
-void forward_set_lane(struct forward *f, struct lane *lane)
+void forward_set_lane(struct forward *f, enum config_lane which, struct lane *lane)
 {
-	f->hub.lane = lane;
-	if (!lane)
-		return;
-	tcp_set_lane_changed(f->hub.tcp);
+	f->hub.lanes.of[which] = lane;
+	tcp_set_lane_changed(f->hub.tcp, which);
 	udp_set_lane_changed(f->hub.udp);
 }
 
@@ -412,7 +410,7 @@ void forward_close(struct forward *f, void (*closed)(void *arg), void *arg)
 	f->closed_arg = arg;
 	f->hub.idle = on_hub_idle;
 	f->hub.idle_arg = f;
-	f->hub.lane = NULL;
+	f->hub.lanes = (struct lanes){ 0 };
 	f->sockets = (struct forward_sockets){ 0 };
 	free_all(&f->wishes, &f->wishes.listeners);
 	free_all(&f->wishes, &f->wishes.statics);

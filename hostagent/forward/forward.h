@@ -11,7 +11,7 @@
  *   endpoint  one host address: reference count, close before open, bind retry
  *   reserved  host ports that are other instances' ssh; remember  those we chose
  *   tcp, udp  one connection, one table of flows
- *   lane      how bytes reach the guest; lane_grpc over guest_client
+ *   lane      how bytes reach the guest, one of several ways
  */
 #pragma once
 
@@ -93,9 +93,10 @@ void forward_set_ports(struct forward *f, const struct guest_port *ports, size_t
 void forward_change_ports(struct forward *f, const struct guest_port *added, size_t n_added,
 			  const struct guest_port *removed, size_t n_removed);
 
-/* The lane to use from now on; NULL: none. Borrowed: the owner keeps it until
- * it set another. Existing connections stay on theirs. */
-void forward_set_lane(struct forward *f, struct lane *lane);
+/* The lane of that kind from now on; NULL: none. Borrowed: the owner keeps it until
+ * it set another. New connections take the best there is (lanes_choose()); those
+ * that there are stay on theirs. */
+void forward_set_lane(struct forward *f, enum config_lane which, struct lane *lane);
 
 /* One row per guest listener and per port of a static rule, for GET /v1/ports. */
 struct forward_row {

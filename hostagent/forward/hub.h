@@ -1,6 +1,6 @@
 /* hub.h - what all listeners, connections and flows of one forward share
  *
- * The loop, the limits, the lane of the moment, and a count of everything that
+ * The loop, the limits, the lanes of the moment, and a count of everything that
  * still has a handle with libuv or work in its pool. The owner (forward.c) asks
  * everybody to close and is told when the count reaches zero; nothing here is
  * freed before.
@@ -10,9 +10,9 @@
 #include <stdbool.h>
 
 #include "hostagent/forward/forward.h"
+#include "hostagent/forward/lane.h"
 #include "lib/base/loop.h"
 
-struct lane;
 struct owner_finder;
 struct tcp_set;
 struct udp_set;
@@ -20,7 +20,7 @@ struct udp_set;
 struct hub {
 	struct loop *loop;
 	struct forward_limits limits; /* no zeros */
-	struct lane *lane;            /* NULL: none now */
+	struct lanes lanes;
 	struct tcp_set *tcp;          /* connections */
 	struct udp_set *udp;          /* host sockets with their flows */
 	struct owner_finder *owner;   /* who has a busy port */

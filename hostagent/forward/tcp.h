@@ -4,16 +4,14 @@
  * not depend on the listener any more: a forward that goes away leaves its
  * connections alone. Clients of a unix socket are the same thing, without RST.
  *
- * A connection first waits for a lane (hub.lane, for limits.lane_wait_ms), then
- * for the guest's connect(). Only then is the first byte taken from the client;
- * when the guest refuses, the client is reset, so that it never sees a clean
- * empty answer. After that the two directions end independently (FIN for FIN),
- * and a reset on one side is a reset on the other.
+ * A connection first waits for a lane (for limits.lane_wait_ms), then for the guest's
+ * connect(). Until then its descriptor is looked at by nobody, so nothing is taken
+ * from the client: when a lane fails, another is tried and the client does not
+ * notice. Then the lane moves the bytes, by itself or through tcp_stream.h.
  *
- * An idle connection holds no buffer. One that moves data is read in pieces of
- * 4 to 128 KiB, growing with what comes, which are handed to the lane as they
- * are; a lane that does not keep up stops the reading, a client that does not
- * keep up pauses the lane.
+ * A client that the guest refuses is reset, so it never sees a clean empty answer.
+ * The two directions end independently (FIN for FIN), and a reset on one side is a
+ * reset on the other.
  */
 #pragma once
 
@@ -28,7 +26,8 @@ struct tcp_listener;
 typedef struct target *(*target_pick_fn)(void *arg);
 
 struct tcp_set *tcp_set_new(struct hub *hub);
-void tcp_set_lane_changed(struct tcp_set *set); /* clients that wait try hub->lane */
+/* hub->lanes.of[@which] changed: clients that wait try it. */
+void tcp_set_lane_changed(struct tcp_set *set, enum config_lane which);
 void tcp_set_close(struct tcp_set *set);        /* resets all */
 void tcp_set_free(struct tcp_set *set);         /* after close, when the hub is idle */
 size_t tcp_set_count(const struct tcp_set *set);

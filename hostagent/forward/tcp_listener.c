@@ -7,6 +7,8 @@
 #include "hostagent/forward/tcp.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -17,6 +19,8 @@
 enum {
 	TCP_ACCEPT_BATCH = 64,     /* clients per turn of the loop */
 	TCP_ACCEPT_PAUSE_MS = 250, /* when there are no descriptors */
+	TCP_KEEPALIVE_S = 60,      /* a client whose machine vanished is noticed */
+	TCP_KEEPALIVE_EVERY_S = 15,
 };
 
 struct tcp_listener { /* refs: two handles */
@@ -78,6 +82,23 @@ static void on_client(uv_poll_t *poll, int status, int events)
 	}
 }
 
+/* Accepted sockets inherit these (Linux, sk_clone_lock()): no calls per client.
+ * Unix sockets know none of them. */
+static void set_options(int fd)
+{
+	static const struct {
+		int level, name, value;
+	} options[] = {
+		{ SOL_SOCKET, SO_KEEPALIVE, 1 },
+		{ IPPROTO_TCP, TCP_KEEPIDLE, TCP_KEEPALIVE_S },
+		{ IPPROTO_TCP, TCP_KEEPINTVL, TCP_KEEPALIVE_EVERY_S },
+		{ IPPROTO_TCP, TCP_NODELAY, 1 }, /* small answers go out at once */
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(options); i++)
+		setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
+}
+
 int tcp_listener_new(struct hub *hub, int fd, target_pick_fn pick, void *arg,
 		     struct tcp_listener **ret, struct error *err)
 {
@@ -88,6 +109,7 @@ int tcp_listener_new(struct hub *hub, int fd, target_pick_fn pick, void *arg,
 		close(fd);
 		return error_sys(err, rc, "watch listener");
 	}
+	set_options(fd);
 	l->hub = hub;
 	l->fd = fd;
 	l->pick = pick;

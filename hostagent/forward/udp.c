@@ -10,6 +10,7 @@
 #include "hostagent/forward/lane.h"
 #include "hostagent/forward/table.h"
 #include "hostagent/forward/udp_local.h"
+#include "hostagent/forward/udp_refused.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -20,6 +21,7 @@ enum {
 	UDP_QUEUE_MAX = 256, /* datagrams of a flow that wait for the lane */
 	UDP_QUEUE_BYTES = 256 * 1024,
 	UDP_TICK_MIN_MS = 1000,
+	UDP_REFUSE_MS = 300, /* after the guest's server turned a client down */
 };
 
 struct datagram {
@@ -40,16 +42,16 @@ struct flow {                   /* owner: its socket */
 	struct lane_conn *lane; /* NULL: waits for one */
 	bool open;              /* the lane said opened */
 	bool lane_full;         /* until writable */
-	uint64_t last_ms;
+	uint64_t last_ms, dialed_ns;
 	STAILQ_HEAD(, datagram) queue;
 	size_t n_queued, queued_bytes;
 };
 
 TAILQ_HEAD(flow_list, flow);
 
-struct udp_socket { /* refs: two handles */
+struct udp_socket { /* refs: three handles */
 	uv_poll_t poll;
-	uv_timer_t idle;
+	uv_timer_t idle, refusing;
 	struct hub *hub;
 	int fd; /* -1 once closed */
 	target_pick_fn pick;
@@ -158,6 +160,8 @@ static void on_lane_opened(void *arg)
 	struct flow *f = arg;
 
 	f->open = true;
+	latency_add(&f->target->connect, uv_hrtime() - f->dialed_ns);
+	f->target->lane = f->ops->name;
 	flow_flush(f);
 }
 
@@ -174,8 +178,10 @@ static void on_lane_data(void *arg, const uint8_t *data, size_t len)
 	flow_touch(f);
 	f->target->bytes_out += len;
 	udp_local_answer(&msg, &control, &f->local);
-	/* Like any datagram it may be lost: a full socket, a client that went away */
-	if (sendmsg(f->socket->fd, &msg, 0) < 0)
+	/* Like any datagram it may be lost: a full socket, a client that went away. But
+	 * the socket may also have news about another client, told only once. */
+	if (sendmsg(f->socket->fd, &msg, 0) < 0 && errno != EAGAIN &&
+	    sendmsg(f->socket->fd, &msg, 0) < 0)
 		log_debug("forward: reply from guest `%s` lost: %s", f->target->guest_addr,
 			  error_text(-errno));
 }
@@ -193,14 +199,40 @@ static void on_lane_writable(void *arg)
 	flow_flush(f);
 }
 
+static void on_refusing_over(uv_timer_t *timer)
+{
+	struct udp_socket *u = timer->data;
+	int rc = u->fd >= 0 ? udp_refused_end(u->fd) : 0;
+
+	if (rc < 0)
+		log_warn_limited("forward: cannot take clients of guest `%s` again: %s",
+				 u->pick(u->arg)->guest_addr, error_text(rc));
+}
+
+/* Not when others are served well: it would concern them, too. */
+static void refuse_for_a_while(struct udp_socket *u)
+{
+	if (u->flows.len == 0 && !uv_is_active((uv_handle_t *)&u->refusing) &&
+	    udp_refused_begin(u->fd) == 0)
+		uv_timer_start(&u->refusing, on_refusing_over, UDP_REFUSE_MS, 0);
+}
+
 static void on_lane_closed(void *arg, const struct error *why)
 {
 	struct flow *f = arg;
+	struct udp_socket *u = f->socket;
 
 	log_debug("forward: flow to guest `%s` ended: %s", f->target->guest_addr, why->msg);
 	f->lane = NULL;
-	if (f->open || !lane_is_gone(why->code))
-		flow_free(f); /* else it waits for the next lane */
+	if (!f->open && lane_is_gone(why->code))
+		return; /* it waits for the next lane */
+	if (why->code == -ECONNREFUSED)
+		f->target->refused++;
+	else if (why->code != 0)
+		*(why->code == -ETIMEDOUT ? &f->target->timeouts : &f->target->resets) += 1;
+	flow_free(f);
+	if (why->code == -ECONNREFUSED)
+		refuse_for_a_while(u);
 }
 
 static const struct lane_callbacks callbacks = {
@@ -211,15 +243,20 @@ static const struct lane_callbacks callbacks = {
 	.closed = on_lane_closed,
 };
 
-/* There is a lane and @f has none. May free @f. */
+/* @f has no lane: takes one, if there is any. May free @f. */
 static void flow_dial(struct flow *f)
 {
-	struct lane *lane = f->socket->hub->lane;
 	struct lane_callbacks cb = callbacks;
 	struct error err = { 0 };
+	enum config_lane which;
+	struct lane *lane = lanes_choose(&f->socket->hub->lanes, f->target->lane_wanted,
+					 IPPROTO_UDP, f->target->guest_addr, 0, &which);
 
+	if (!lane)
+		return;
 	cb.arg = f;
 	f->ops = lane->ops;
+	f->dialed_ns = uv_hrtime();
 	if (lane->ops->open(lane, IPPROTO_UDP, f->target->guest_addr, &cb, &f->lane, &err) < 0 &&
 	    !lane_is_gone(err.code)) {
 		log_warn_limited("forward: cannot open a flow to guest `%s`: %s",
@@ -320,7 +357,7 @@ static void on_datagram(struct udp_socket *u, struct msghdr *msg, size_t len)
 	else
 		flow_queue(f, copy, len);
 	/* also one whose own tunnel was turned away while the lane stayed */
-	if (!f->lane && u->hub->lane)
+	if (!f->lane)
 		flow_dial(f);
 }
 
@@ -351,17 +388,32 @@ static bool receive(struct udp_socket *u)
 		udp_local_prepare(&msgs[i].msg_hdr, &control[i]);
 	}
 	n = recvmmsg(u->fd, msgs, UDP_BATCH, MSG_DONTWAIT, NULL);
-	if (n < 0) /* also an ICMP error about an earlier reply: taken off the socket by this */
-		return errno == ECONNREFUSED || errno == EINTR;
+	if (n < 0) /* else an error about an earlier reply, taken off the socket by this */
+		return errno != EAGAIN;
 	for (int i = 0; i < n; i++)
 		on_datagram(u, &msgs[i].msg_hdr, msgs[i].msg_len);
 	return n == UDP_BATCH;
+}
+
+/* Clients that are gone: the guest's server is told by the end of its flow. */
+static void drop_gone(struct udp_socket *u)
+{
+	struct sockaddr_storage client;
+	struct flow *f;
+
+	for (int i = 0; i < UDP_TURN * UDP_BATCH && udp_refused_next(u->fd, &client); i++)
+		if ((f = flow_find(u, &client, hash_client(&client))))
+			flow_close(f);
 }
 
 static void on_readable(uv_poll_t *poll, int status, int events)
 {
 	struct udp_socket *u = poll->data;
 
+	if (status < 0) { /* libuv stops a handle whose socket has news of that kind */
+		drop_gone(u);
+		uv_poll_start(&u->poll, UV_READABLE, on_readable);
+	}
 	for (int i = 0; i < UDP_TURN && u->fd >= 0; i++)
 		if (!receive(u))
 			return;
@@ -378,16 +430,18 @@ int udp_socket_new(struct hub *hub, int fd, target_pick_fn pick, void *arg, stru
 		return error_sys(err, rc, "watch socket");
 	}
 	udp_local_enable(fd);
+	udp_refused_enable(fd);
 	u->hub = hub;
 	u->fd = fd;
 	u->pick = pick;
 	u->arg = arg;
-	u->refs = 2;
+	u->refs = 3;
 	TAILQ_INIT(&u->lru);
 	TAILQ_INSERT_TAIL(&hub->udp->sockets, u, in_set);
 	hub_ref(hub);
 	uv_timer_init(&hub->loop->uv, &u->idle);
-	u->poll.data = u->idle.data = u;
+	uv_timer_init(&hub->loop->uv, &u->refusing);
+	u->poll.data = u->idle.data = u->refusing.data = u;
 	uv_poll_start(&u->poll, UV_READABLE, on_readable);
 	*ret = steal_ptr(&u);
 	return 0;
@@ -415,6 +469,7 @@ void udp_socket_close(struct udp_socket *u)
 	TAILQ_REMOVE(&u->hub->udp->sockets, u, in_set);
 	uv_close((uv_handle_t *)&u->poll, on_handle_closed);
 	uv_close((uv_handle_t *)&u->idle, on_handle_closed);
+	uv_close((uv_handle_t *)&u->refusing, on_handle_closed);
 	close(u->fd);
 	u->fd = -1;
 }
@@ -437,7 +492,7 @@ void udp_set_lane_changed(struct udp_set *set)
 	TAILQ_FOREACH(u, &set->sockets, in_set) {
 		struct flow *f, *next;
 
-		for (f = TAILQ_FIRST(&u->lru); f && set->hub->lane; f = next) {
+		for (f = TAILQ_FIRST(&u->lru); f; f = next) {
 			next = TAILQ_NEXT(f, lru);
 			if (!f->lane)
 				flow_dial(f);

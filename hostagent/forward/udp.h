@@ -2,8 +2,8 @@
  *
  * One host socket holds a table of flows, one per client address, each with a
  * lane connection of its own, so a reply finds its client. A flow ends when
- * neither side sent for limits.udp_idle_ms, when the guest refuses (the next
- * datagram tries anew), or when limits.max_flows others were busier. Datagrams
+ * neither side sent for limits.udp_idle_ms, when the guest refuses or the client is
+ * gone (udp_refused.h), or when limits.max_flows others were busier. Datagrams
  * arrive whole, up to 65,507 bytes (the most IPv4 carries), empty ones too;
  * what waits for the lane is bounded, the oldest goes first.
  *
@@ -18,7 +18,7 @@
 struct udp_socket;
 
 struct udp_set *udp_set_new(struct hub *hub);
-void udp_set_lane_changed(struct udp_set *set); /* flows that wait try hub->lane */
+void udp_set_lane_changed(struct udp_set *set); /* flows that wait try hub->lanes */
 void udp_set_free(struct udp_set *set);         /* when the hub is idle */
 
 /* Takes @fd, also on failure: a bound datagram socket. */

@@ -41,7 +41,7 @@ void fx_start_with(struct fx *fx, const struct config *config, const struct forw
 	opts.arg = fx;
 	assert_int_equal(forward_new(&fx->loop, &opts, &fx->forward, &err), 0);
 	mock_lane_init(&fx->lane, &fx->loop);
-	forward_set_lane(fx->forward, &fx->lane.lane);
+	forward_set_lane(fx->forward, CONFIG_LANE_GRPC, &fx->lane.lane);
 	forward_start(fx->forward);
 }
 

@@ -78,7 +78,7 @@ static void start(struct whole *h, bool lima)
 	opts.config = &h->config;
 	assert_int_equal(forward_new(&h->w.loop, &opts, &h->forward, &err), 0);
 	h->lane = lane_grpc_new(h->w.client);
-	forward_set_lane(h->forward, h->lane);
+	forward_set_lane(h->forward, CONFIG_LANE_GRPC, h->lane);
 	forward_set_ports(h->forward, ports, ARRAY_SIZE(ports));
 }
 
@@ -230,12 +230,12 @@ static void test_grpc_link_comes_back(void **state)
 	assert_int_equal(pthread_create(&thread, NULL, call_thread, &c), 0);
 	for (int i = 0; i < 20; i++)
 		world_turn(&h.w, clock_mono_ms() + 5000);
-	forward_set_lane(h.forward, NULL);
+	forward_set_lane(h.forward, CONFIG_LANE_GRPC, NULL);
 	world_stop_client(&h.w);
 	old = h.lane;
 	world_connect(&h.w);
 	h.lane = lane_grpc_new(h.w.client);
-	forward_set_lane(h.forward, h.lane);
+	forward_set_lane(h.forward, CONFIG_LANE_GRPC, h.lane);
 	lane_grpc_free(old);
 	WORLD_WAIT(&h.w, *(volatile bool *)&c.done);
 	pthread_join(thread, NULL);

@@ -315,7 +315,7 @@ static void test_ports_snapshot_after_reconnect_touches_nothing_that_stayed(void
 	forward_set_ports(fx.forward, first, ARRAY_SIZE(first));
 	assert_int_equal(fx_count_events(&fx, "forwarding"), 3);
 	fd = fx_connect(SOCK_STREAM, "127.0.0.1", a); /* waits in the backlog of the listener */
-	forward_set_lane(fx.forward, NULL);
+	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, NULL);
 	forward_set_ports(fx.forward, first, ARRAY_SIZE(first));
 	assert_int_equal(fx.events.len, 3);
 	forward_set_ports(fx.forward, second, ARRAY_SIZE(second));
@@ -324,7 +324,7 @@ static void test_ports_snapshot_after_reconnect_touches_nothing_that_stayed(void
 			    expect("stopping tcp 0.0.0.0:%u 127.0.0.1:%u", b, b));
 	assert_string_equal(fx.events.items[4],
 			    expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", c, c));
-	forward_set_lane(fx.forward, &fx.lane.lane);
+	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, &fx.lane.lane);
 	assert_int_equal(send(fd, "x", 1, 0), 1);
 	assert_int_equal(fx_receive(&fx, fd, &in, 1), 1);
 	close(fd);

@@ -161,14 +161,14 @@ static void test_udp_waits_for_a_lane_and_drops_the_oldest(void **state)
 	uint16_t port = start(&fx, NULL);
 	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port), n = 0, got = 0;
 
-	forward_set_lane(fx.forward, NULL);
+	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, NULL);
 	for (int i = 0; i < SENT; i++) {
 		assert_int_equal(send(fd, &i, sizeof(i), 0), sizeof(i));
 		if (i % 50 == 49)
 			fx_turn(&fx, 1);
 	}
 	fx_turn(&fx, 20);
-	forward_set_lane(fx.forward, &fx.lane.lane);
+	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, &fx.lane.lane);
 	for (n = 0; n < KEPT; n++) {
 		assert_int_equal(fx_receive(&fx, fd, &got, sizeof(got)), sizeof(got));
 		assert_int_equal(got, SENT - KEPT + n);
@@ -177,11 +177,18 @@ static void test_udp_waits_for_a_lane_and_drops_the_oldest(void **state)
 	fx_stop(&fx);
 }
 
+static void count_refused(void *arg, const struct forward_row *row)
+{
+	*(uint64_t *)arg += row->refused;
+}
+
 static void test_udp_refusal_ends_the_flow_not_the_forward(void **state)
 {
 	struct fx fx;
 	uint16_t port = start(&fx, NULL);
 	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	uint64_t refused = 0;
+	char c;
 
 	fx.lane.mode = MOCK_REFUSE;
 	assert_int_equal(send(fd, "x", 1, 0), 1);
@@ -189,7 +196,14 @@ static void test_udp_refusal_ends_the_flow_not_the_forward(void **state)
 	assert_int_equal(fx.lane.opens, 1);
 	assert_int_equal(fx.lane.now, 0);
 	fx.lane.mode = MOCK_ECHO;
-	assert_echo(&fx, fd, "y", 1);
+	/* as on a closed port: the datagram after the one that found out is refused */
+	errno = 0;
+	send(fd, "y", 1, 0);
+	assert_int_equal(fx_receive(&fx, fd, &c, 1), -ECONNREFUSED);
+	forward_list(fx.forward, count_refused, &refused);
+	assert_int_equal(refused, 1);
+	fx_turn(&fx, 400);
+	assert_echo(&fx, fd, "z", 1);
 	close(fd);
 	fx_stop(&fx);
 }
