@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "guestagent/clock.h"
+#include "guestagent/lane.h"
 #include "guestagent/ports.h"
 #include "guestagent/provision.h"
 #include "guestagent/report.h"
@@ -28,6 +29,7 @@ struct agent {
 	struct provision *provision;
 	struct touch *touch;
 	struct tunnels *tunnels;
+	struct lane *lane;	/* NULL: not wanted */
 	struct guest_server *server;
 	struct serial *serial;
 	uv_signal_t signals[SIGNALS];
@@ -89,6 +91,15 @@ static void on_progress(void *arg)
 							      provision_current(a->provision)));
 }
 
+static void on_lane_opened(void *arg)
+{
+	struct agent *a = arg;
+
+	report_set_relay_port(a->report, lane_port(a->lane));
+	if (a->server)
+		guest_server_publish(a->server, report_change(a->report, NULL, NULL, NULL));
+}
+
 /* --- steps with their undo ------------------------------------------------ */
 
 static void stop_next(void *arg);
@@ -133,6 +144,30 @@ static void stop_tunnels(struct agent *a)
 	a->touch_hangs = touch_pending(a->touch) > 0;
 	touch_close(a->touch);
 	tunnels_close(a->tunnels, stop_next, a);
+}
+
+/* Before the server: its port is then in what a host hears first. */
+static int start_lane(struct agent *a, struct error *err)
+{
+	struct lane_options opts = { .port = a->opts->relay_vsock_port,
+				     .opened = on_lane_opened,
+				     .arg = a };
+	int rc;
+
+	if (opts.port == 0)
+		return 0;
+	rc = lane_new(&a->loop, &opts, &a->lane, err);
+	if (rc == 0)
+		report_set_relay_port(a->report, lane_port(a->lane));
+	return rc;
+}
+
+static void stop_lane(struct agent *a)
+{
+	if (a->lane)
+		lane_close(a->lane, stop_next, a);
+	else
+		loop_post(&a->loop, stop_next, a);
 }
 
 static int start_server(struct agent *a, struct error *err)
@@ -187,6 +222,7 @@ static const struct step {
 	{ "ports", start_ports, stop_ports },
 	{ "boot progress", start_provision, stop_provision },
 	{ "tunnels", start_tunnels, stop_tunnels },
+	{ "lane", start_lane, stop_lane },
 	{ "server", start_server, stop_server },
 	{ "channels", start_channels, stop_channels },
 };

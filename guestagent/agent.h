@@ -15,6 +15,7 @@ struct agent_options {
 	const char *virtio_port;	/* name or device, NULL: none */
 	const char *secret_file;	/* for virtio_port */
 	unsigned vsock_port;		/* 0: none */
+	unsigned relay_vsock_port;	/* data connections of the host's; 0: none */
 	const char *socket;		/* path, NULL: none */
 	uid_t socket_owner;
 	const char *progress_dir;

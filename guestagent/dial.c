@@ -76,3 +76,18 @@ int dial_parse(const char *text, struct dial *ret)
 	*ret = d;
 	return 0;
 }
+
+void dial_from_bytes(const uint8_t ip[16], uint16_t port, struct dial *ret)
+{
+	struct in6_addr v6;
+	struct in_addr v4;
+
+	ret->len = 0;
+	memcpy(&v6, ip, sizeof(v6));
+	if (IN6_IS_ADDR_V4MAPPED(&v6)) {
+		memcpy(&v4, ip + 12, sizeof(v4));
+		set_v4(ret, v4, port);
+	} else {
+		set_v6(ret, v6, port);
+	}
+}

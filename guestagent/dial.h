@@ -2,6 +2,7 @@
 #pragma once
 
 #include <netinet/in.h>
+#include <stdint.h>
 #include <sys/socket.h>
 
 enum { DIAL_MAX = 2 };
@@ -21,3 +22,5 @@ struct dial {
  * else is -EINVAL. A server on the wildcard address is reached by loopback;
  * for "::" by ::1 and then 127.0.0.1, since ::1 may be missing in the guest. */
 int dial_parse(const char *text, struct dial *ret);
+/* The same from binary: network byte order, IPv4 as ::ffff:a.b.c.d; port 1..65535. */
+void dial_from_bytes(const uint8_t ip[16], uint16_t port, struct dial *ret);

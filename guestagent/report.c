@@ -24,6 +24,8 @@ struct event_msg {
 
 struct report {
 	uint64_t revision;
+	uint32_t relay_port;
+	bool relay_port_is_new;		/* no event told of it */
 	struct utsname uts;
 	char boot_id[64];
 	Info info;
@@ -31,7 +33,8 @@ struct report {
 	struct event_msg snapshot, change;
 };
 
-static const char *const features[] = { "snapshot", "tunnel-kinds", "boot-progress", "time-rtt" };
+static const char *const features[] = { "snapshot", "tunnel-kinds", "boot-progress", "time-rtt",
+					"vsock-relay" };
 
 static void port_msgs_done(struct port_msgs *m)
 {
@@ -89,6 +92,12 @@ void report_free(struct report *r)
 	free(r);
 }
 
+void report_set_relay_port(struct report *r, unsigned vsock_port)
+{
+	r->relay_port_is_new = r->relay_port != vsock_port;
+	r->relay_port = vsock_port;
+}
+
 const Info *report_info(struct report *r, const struct port_set *ports, const BootProgress *boot)
 {
 	Info *i = &r->info;
@@ -103,6 +112,7 @@ const Info *report_info(struct report *r, const struct port_set *ports, const Bo
 	i->boot_id = r->boot_id;
 	i->kernel = r->uts.release;
 	i->boot = (BootProgress *)(uintptr_t)boot;
+	i->relay_vsock_port = r->relay_port;
 	return i;
 }
 
@@ -132,6 +142,7 @@ const Event *report_snapshot(struct report *r, const struct port_set *ports,
 {
 	event_build(&r->snapshot, ports, NULL, boot, r->revision);
 	r->snapshot.event.snapshot = true;
+	r->snapshot.event.relay_vsock_port = r->relay_port;
 	return &r->snapshot.event;
 }
 
@@ -139,5 +150,8 @@ const Event *report_change(struct report *r, const struct port_set *added,
 			   const struct port_set *removed, const BootProgress *boot)
 {
 	event_build(&r->change, added, removed, boot, ++r->revision);
+	if (r->relay_port_is_new)
+		r->change.event.relay_vsock_port = r->relay_port;
+	r->relay_port_is_new = false;
 	return &r->change.event;
 }

@@ -14,6 +14,9 @@ struct report;
 struct report *report_new(void);
 void report_free(struct report *r);
 
+/* For all messages from now on, the next change among them. */
+void report_set_relay_port(struct report *r, unsigned vsock_port);
+
 const Info *report_info(struct report *r, const struct port_set *ports, const BootProgress *boot);
 const Event *report_snapshot(struct report *r, const struct port_set *ports,
 			     const BootProgress *boot);

@@ -24,7 +24,7 @@ enum {
 };
 
 static const char *const feature_names[] = { "snapshot", "tunnel-kinds", "boot-progress",
-					     "time-rtt" };	/* in the order of the bits */
+					     "time-rtt", "vsock-relay" };	/* in bit order */
 
 /* --- calls with one answer ------------------------------------------------ */
 

@@ -27,12 +27,15 @@ struct guest_tunnel;
 enum { GUEST_LINK_SECRET_SIZE = 16 };
 
 struct guest_client_callbacks {
-	/* The link is up and GetInfo answered. @info: borrowed, for the call. */
+	/* The link is up and GetInfo answered. @info: borrowed, for the call.
+	 * info->relay_vsock_port, when not 0, is where the agent's relay listens
+	 * (relay.h): take it here ... */
 	void (*ready)(void *arg, const Info *info);
 	/* Port and boot events, one by one, validated: protocol is "tcp" or
 	 * "udp", ip parses, port 1..65535; entries that fail this were dropped
 	 * and logged (limited). With a Lima agent the first event is given
-	 * snapshot = true if it is a full list. */
+	 * snapshot = true if it is a full list. event->relay_vsock_port, when not
+	 * 0: ... and here, where it is told when the relay came up later. */
 	void (*event)(void *arg, const Event *event);
 	/* The connection is no more; last callback. Not called after close(). */
 	void (*lost)(void *arg, const struct error *why);
@@ -62,6 +65,7 @@ enum {
 	GUEST_FEATURE_TUNNEL_KINDS	= 1 << 1,
 	GUEST_FEATURE_BOOT_PROGRESS	= 1 << 2,
 	GUEST_FEATURE_TIME_RTT		= 1 << 3,
+	GUEST_FEATURE_VSOCK_RELAY	= 1 << 4,
 };
 unsigned guest_client_features(const struct guest_client *c);	/* valid from ready on */
 

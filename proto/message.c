@@ -120,6 +120,13 @@ static void clean_texts(size_t *n, char **texts, size_t max_n)
 		message_clean_text(texts[i], MESSAGE_TEXT_MAX);
 }
 
+/* 0 and VMADDR_PORT_ANY are no ports (vsock(7)). */
+static void clean_vsock_port(uint32_t *port)
+{
+	if (*port == UINT32_MAX)
+		*port = 0;
+}
+
 static void clean_boot(BootProgress *boot)
 {
 	if (!boot)
@@ -135,6 +142,7 @@ void message_clean_event(Event *event)
 	clean_ports(&event->n_removed_local_ports, event->removed_local_ports);
 	clean_texts(&event->n_errors, event->errors, MESSAGE_ERRORS_MAX);
 	clean_boot(event->boot);
+	clean_vsock_port(&event->relay_vsock_port);
 }
 
 void message_clean_info(Info *info)
@@ -145,4 +153,5 @@ void message_clean_info(Info *info)
 	message_clean_text(info->boot_id, MESSAGE_ID_MAX);
 	message_clean_text(info->kernel, MESSAGE_ID_MAX);
 	clean_boot(info->boot);
+	clean_vsock_port(&info->relay_vsock_port);
 }

@@ -18,7 +18,9 @@
 #include <stdint.h>
 
 enum {
-	RELAY_VSOCK_PORT = 2223,	/* where the agent listens, any CID; told by Info */
+	/* Where the agent listens, any CID; told by Info and Event. Below 1024: only
+	 * root binds it in the guest (net/vmw_vsock/af_vsock.c, LAST_RESERVED_PORT). */
+	RELAY_VSOCK_PORT = 722,
 	RELAY_MAGIC = 0x4c52,		/* "LR" */
 	RELAY_TCP = 6,			/* IPPROTO_TCP */
 };

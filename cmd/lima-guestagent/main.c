@@ -13,8 +13,12 @@
 #include "guestagent/provision.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "proto/relay.h"
 
-enum { EXIT_USAGE = 2 };
+enum {
+	EXIT_USAGE = 2,
+	FILES_WANTED = 65536,	/* the relay alone: 2 x 16,384 connections (relay.h) */
+};
 
 static const char help[] =
 	"lima-guestagent - tells the host what listens in this guest, and carries its ports\n"
@@ -27,6 +31,8 @@ static const char help[] =
 	"  --secret-file PATH   32 hex digits shared with the host, for the port\n"
 	"                       (default: RUNTIME-DIR/secret)\n"
 	"  --vsock-port N       listen on this AF_VSOCK port, for the host only\n"
+	"  --relay-vsock-port N take the host's data connections on this AF_VSOCK port, where\n"
+	"                       the kernel has it (default 722; 0 for none)\n"
 	"  --socket PATH        listen on a UNIX socket (default /run/lima-guestagent.sock;\n"
 	"                       \"\" for none)\n"
 	"  --socket-owner UID   who may connect to it besides root (default 0)\n"
@@ -41,6 +47,7 @@ enum option_id {
 	OPT_VIRTIO_PORT = 1,
 	OPT_SECRET_FILE,
 	OPT_VSOCK_PORT,
+	OPT_RELAY_VSOCK_PORT,
 	OPT_SOCKET,
 	OPT_SOCKET_OWNER,
 	OPT_RUNTIME_DIR,
@@ -56,6 +63,7 @@ static const struct option options[] = {
 	{ "virtio-port", required_argument, NULL, OPT_VIRTIO_PORT },
 	{ "secret-file", required_argument, NULL, OPT_SECRET_FILE },
 	{ "vsock-port", required_argument, NULL, OPT_VSOCK_PORT },
+	{ "relay-vsock-port", required_argument, NULL, OPT_RELAY_VSOCK_PORT },
 	{ "socket", required_argument, NULL, OPT_SOCKET },
 	{ "socket-owner", required_argument, NULL, OPT_SOCKET_OWNER },
 	{ "runtime-dir", required_argument, NULL, OPT_RUNTIME_DIR },
@@ -105,6 +113,11 @@ static int parse(int argc, char **argv, struct agent_options *o, const char **re
 			if (parse_number("vsock-port", optarg, UINT_MAX - 1, &o->vsock_port) < 0)
 				return -EINVAL;
 			break;
+		case OPT_RELAY_VSOCK_PORT:
+			if (parse_number("relay-vsock-port", optarg, UINT_MAX - 1,
+					 &o->relay_vsock_port) < 0)
+				return -EINVAL;
+			break;
 		case OPT_SOCKET_OWNER:
 			if (parse_number("socket-owner", optarg, UINT_MAX - 1, &owner) < 0)
 				return -EINVAL;
@@ -131,14 +144,19 @@ static void tune_process(void)
 	mallopt(M_TRIM_THRESHOLD, 256 * 1024);
 	setenv("UV_THREADPOOL_SIZE", "1", 1);	/* only touch.c uses it */
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+		files.rlim_max = MAX(files.rlim_max, (rlim_t)FILES_WANTED);	/* root may */
 		files.rlim_cur = files.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &files);
+		if (setrlimit(RLIMIT_NOFILE, &files) < 0 && getrlimit(RLIMIT_NOFILE, &files) == 0) {
+			files.rlim_cur = files.rlim_max;
+			setrlimit(RLIMIT_NOFILE, &files);
+		}
 	}
 }
 
 int main(int argc, char **argv)
 {
-	struct agent_options opts = { .socket = "/run/lima-guestagent.sock",
+	struct agent_options opts = { .relay_vsock_port = RELAY_VSOCK_PORT,
+				      .socket = "/run/lima-guestagent.sock",
 				      .progress_dir = PROVISION_DIR };
 	struct error err = ERROR_NONE;
 	scoped_free char *default_secret = NULL;

@@ -282,7 +282,8 @@ static void test_agent_ports_reach_the_host(void **state)
 	host_start(&h);
 	assert_int_equal(guest_client_features(h.client),
 			 GUEST_FEATURE_SNAPSHOT | GUEST_FEATURE_TUNNEL_KINDS |
-				 GUEST_FEATURE_BOOT_PROGRESS | GUEST_FEATURE_TIME_RTT);
+				 GUEST_FEATURE_BOOT_PROGRESS | GUEST_FEATURE_TIME_RTT |
+				 GUEST_FEATURE_VSOCK_RELAY);
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		uint64_t start_ns = clock_mono_ns();
 

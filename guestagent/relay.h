@@ -1,0 +1,65 @@
+/* relay.h - from a vsock connection of the host's to a TCP server in the guest
+ *
+ * One connection of the vsock per forwarded TCP connection. The host opens it
+ * ahead of time; when it has a client it sends where to (proto/relay.h) and the
+ * client's first bytes. We connect, answer, and copy both ways:
+ *
+ *	what happens on one side		what the other side sees
+ *	host ends sending: read() gives 0	FIN to the server
+ *	server ends sending: read() gives 0	shutdown(SHUT_WR) on the vsock
+ *	server resets				what it sent before, then the vsock is
+ *						closed without shutdown()
+ *	host resets, or the device is gone	RST to the server
+ *
+ * All connections are served by one thread with an epoll of its own, because a
+ * wake-up is what costs most here (under emulation a tenth of a millisecond, and
+ * there are three per request): events are edge-triggered, a descriptor is
+ * registered once, and one wake-up does all it can, from reading the request to
+ * the server having it. Asking for room to write is put off until a write found
+ * none: a vsock tells of room with every packet that comes in.
+ *
+ * What one connection holds is bounded: 128 KiB each way, and only while the
+ * receiving socket is full; reading stops then and the kernel's window holds the
+ * sender. One read per connection and turn, so that none starves another.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "guestagent/dial.h"
+#include "lib/base/error.h"
+
+struct relay;
+
+enum {
+	RELAY_CONNECTIONS_MAX = 16384,
+	RELAY_IDLE_MAX = 256,		/* opened ahead of time; the oldest goes */
+	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
+	RELAY_CONNECT_MS = 10 * 1000,
+};
+
+struct relay_options {		/* 0: the default */
+	unsigned connections_max;	/* fewer where RLIMIT_NOFILE allows fewer */
+	unsigned idle_max;
+	/* Adds to where a connection may go, asked when nobody answered at the
+	 * address itself. On the relay's thread. NULL: nowhere else. */
+	void (*dial_more)(void *arg, struct dial *d);
+	void *arg;
+};
+
+struct relay_stats {
+	unsigned connections, idle;	/* idle is part of connections */
+	uint64_t accepted, relayed;	/* since the start */
+};
+
+/* Starts the thread. */
+int relay_new(const struct relay_options *opts, struct relay **ret, struct error *err);
+/* A listening socket, taken. Of AF_VSOCK peers only the host is let in: no other
+ * process of this guest gets a way from us to any address. Once at most. */
+void relay_listen(struct relay *r, int listen_fd);
+/* A connected stream socket in the host's place, taken. */
+void relay_add(struct relay *r, int fd);
+/* Any thread. */
+struct relay_stats relay_get_stats(struct relay *r);
+/* Resets all connections; waits for the thread, which ends with its turn. */
+void relay_free(struct relay *r);

@@ -1,0 +1,87 @@
+/* relay_impl.h - what relay.c (thread, turns, waits) and relay_conn.c (one
+ * connection) share; all of it belongs to the relay's thread
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "guestagent/relay.h"
+#include "proto/relay.h"
+
+enum { RELAY_CHUNK = 128 * 1024 };	/* one read: larger ones gain nothing (prototypes/vsock.md) */
+
+enum relay_side { RELAY_HOST, RELAY_SERVER };
+
+enum relay_state {
+	RELAY_HELLO,		/* idle until the host says where to */
+	RELAY_CONNECTING,	/* to the server */
+	RELAY_OPEN,		/* bytes go both ways */
+	RELAY_DRAINING,		/* the server was reset: what it sent goes to the host first */
+	RELAY_DEAD,		/* freed at the end of this turn */
+};
+
+/* What a connection waits for by time. Each has its own queue in order of
+ * deadlines, for each has one length. */
+enum relay_wait { RELAY_WAIT_HELLO, RELAY_WAIT_CONNECT, RELAY_WAIT_REPLY, RELAY_WAITS,
+		  RELAY_WAIT_NONE = RELAY_WAITS };
+
+struct relay_end {
+	int fd;			/* -1: none */
+	bool readable, writable;
+	bool asked_for_room;	/* EPOLLOUT is registered */
+	bool hung_up;		/* an event told of an end: read on until it shows */
+	bool look;		/* … just now */
+	bool eof;		/* it will send no more */
+	bool shut;		/* it was told that no more comes */
+	uint8_t *pending;	/* what it did not take; NULL: nothing */
+	uint32_t pending_at, pending_len;
+};
+
+struct relay_conn {
+	struct relay *relay;
+	struct relay_end ends[2];	/* by relay_side */
+	enum relay_state state;
+	enum relay_wait wait;
+	bool reply_due;		/* goes in front of what the host gets first */
+	bool server_broken;	/* does not take any more; what it sent is still read */
+	bool queued;		/* in `busy` */
+	uint8_t dialled;	/* addresses tried */
+	uint8_t hello_len;
+	struct relay_hello hello;
+	uint64_t deadline_ms;
+	TAILQ_ENTRY(relay_conn) waiting, busy;
+	LIST_ENTRY(relay_conn) all;
+};
+
+TAILQ_HEAD(relay_queue, relay_conn);
+
+struct relay_buffer {		/* the thread's one, for a read that is passed on at once */
+	struct relay_reply reply;	/* right before it, to go in one write */
+	uint8_t bytes[RELAY_CHUNK];
+};
+
+/* --- relay_conn.c ---------------------------------------------------------- */
+
+/* @events: of epoll, on one side. */
+void relay_conn_event(struct relay_conn *c, enum relay_side side, uint32_t events);
+/* One read per direction; true: there is more to do at once. */
+bool relay_conn_run(struct relay_conn *c);
+/* What it waited for has not come. */
+void relay_conn_timeout(struct relay_conn *c);
+/* Both sides see a reset. */
+void relay_conn_reset(struct relay_conn *c);
+
+/* --- relay.c --------------------------------------------------------------- */
+
+struct relay_buffer *relay_get_buffer(struct relay *r);
+/* Registers the descriptor of one side, edge-triggered. -errno. */
+int relay_watch(struct relay_conn *c, enum relay_side side, bool room);
+/* … and that it wants to hear of room as well. */
+void relay_watch_room(struct relay_conn *c, enum relay_side side);
+void relay_wait_for(struct relay_conn *c, enum relay_wait wait);
+void relay_dial_more(struct relay *r, struct dial *d);
+void relay_count_relayed(struct relay *r);
+/* Off all queues; freed when this turn's events are through. */
+void relay_bury(struct relay_conn *c);

@@ -1,0 +1,688 @@
+/* The relay with unix sockets in the vsock's place: all but what a reset from the
+ * host looks like, for that is the vsock's own (test/e2e has it). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <arpa/inet.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "guestagent/relay.h"
+#include "lib/base/clock.h"
+#include "lib/base/mem.h"
+#include "proto/relay.h"
+
+enum { DEADLINE_MS = 20000, BULK = 4 << 20 };
+
+struct server {
+	int fd;
+	uint8_t ip[16];
+	uint16_t port;		/* network byte order */
+};
+
+static struct relay *relay_start(unsigned connections_max, unsigned idle_max)
+{
+	struct relay_options opts = { .connections_max = connections_max, .idle_max = idle_max };
+	struct error err = ERROR_NONE;
+	struct relay *r = NULL;
+
+	assert_int_equal(relay_new(&opts, &r, &err), 0);
+	return r;
+}
+
+/* A TCP server on loopback, IPv4 or IPv6; told to the relay as that address. */
+static struct server server_start(int family)
+{
+	union {
+		struct sockaddr sa;
+		struct sockaddr_in in;
+		struct sockaddr_in6 in6;
+	} a = { .sa.sa_family = (sa_family_t)family };
+	socklen_t len = sizeof(a);
+	struct server s = { .fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0) };
+
+	if (family == AF_INET)
+		a.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	else
+		a.in6.sin6_addr = in6addr_loopback;
+	if (bind(s.fd, &a.sa, family == AF_INET ? sizeof(a.in) : sizeof(a.in6)) < 0) {
+		close(s.fd);
+		return (struct server){ .fd = -1 };	/* no IPv6 here */
+	}
+	assert_int_equal(listen(s.fd, 4096), 0);
+	getsockname(s.fd, &a.sa, &len);
+	s.port = family == AF_INET ? a.in.sin_port : a.in6.sin6_port;
+	assert_int_equal(inet_pton(AF_INET6, family == AF_INET ? "::ffff:127.0.0.1" : "::1", s.ip),
+			 1);
+	return s;
+}
+
+static struct relay_hello hello_to(const struct server *s)
+{
+	struct relay_hello h = { .magic = htons(RELAY_MAGIC),
+				 .version = 1,
+				 .proto = RELAY_TCP,
+				 .port = s->port };
+
+	memcpy(h.ip, s->ip, sizeof(h.ip));
+	return h;
+}
+
+static int host_connect(struct relay *r)
+{
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+	relay_add(r, fds[1]);
+	return fds[0];
+}
+
+static void wait_fd(int fd, short events)
+{
+	struct pollfd p = { .fd = fd, .events = events };
+
+	assert_int_equal(poll(&p, 1, DEADLINE_MS), 1);
+}
+
+static void send_all(int fd, const void *data, size_t len)
+{
+	for (const uint8_t *p = data; len;) {
+		ssize_t n = send(fd, p, len, MSG_NOSIGNAL);
+
+		assert_true(n > 0);
+		p += n;
+		len -= (size_t)n;
+	}
+}
+
+/* As many as there are until the end of file or @len; -errno. */
+static ssize_t recv_upto(int fd, void *data, size_t len)
+{
+	size_t at = 0;
+
+	while (at < len) {
+		ssize_t n;
+
+		wait_fd(fd, POLLIN);
+		n = recv(fd, (uint8_t *)data + at, len - at, 0);
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		at += (size_t)n;
+	}
+	return (ssize_t)at;
+}
+
+static void expect(int fd, const char *text)
+{
+	char got[256] = "";
+
+	assert_int_equal(recv_upto(fd, got, strlen(text)), strlen(text));
+	assert_string_equal(got, text);
+}
+
+static void expect_end(int fd)
+{
+	char byte;
+
+	assert_int_equal(recv_upto(fd, &byte, 1), 0);
+}
+
+static void expect_reply(int fd, uint32_t code)
+{
+	struct relay_reply reply;
+
+	assert_int_equal(recv_upto(fd, &reply, sizeof(reply)), sizeof(reply));
+	assert_int_equal(ntohs(reply.magic), RELAY_MAGIC);
+	assert_int_equal(reply.reserved, 0);
+	assert_int_equal(ntohl(reply.error), code);
+}
+
+static int server_accept(const struct server *s)
+{
+	int fd;
+
+	wait_fd(s->fd, POLLIN);
+	fd = accept4(s->fd, NULL, NULL, SOCK_CLOEXEC);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+/* One relayed connection: *ret_host and the server's socket. */
+static int connect_through(struct relay *r, const struct server *s, int *ret_host)
+{
+	struct relay_hello h = hello_to(s);
+
+	*ret_host = host_connect(r);
+	send_all(*ret_host, &h, sizeof(h));
+	return server_accept(s);
+}
+
+#define wait_until(cond)                                                    \
+	do {                                                                \
+		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;          \
+		while (!(cond)) {                                           \
+			if (clock_mono_ms() > until_ms)                     \
+				fail_msg("never came true: %s", #cond);     \
+			poll(NULL, 0, 1);                                   \
+		}                                                           \
+	} while (0)
+
+static void relay_stop(struct relay *r)
+{
+	wait_until(relay_get_stats(r).connections == 0);
+	relay_free(r);
+}
+
+/* --- one connection --------------------------------------------------------- */
+
+static void echo_and_close(int family)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(family);
+	struct relay_hello h;
+	uint8_t first[sizeof(h) + 5];
+	int host, conn;
+
+	if (s.fd < 0) {
+		relay_free(r);
+		return;
+	}
+	h = hello_to(&s);
+	host = host_connect(r);
+	memcpy(first, &h, sizeof(h));
+	memcpy(first + sizeof(h), "hello", 5);
+	send_all(host, first, sizeof(first));	/* in one piece, as the host does */
+	conn = server_accept(&s);
+	expect(conn, "hello");
+	send_all(conn, "world", 5);
+	expect_reply(host, 0);
+	expect(host, "world");
+	shutdown(host, SHUT_WR);
+	expect_end(conn);
+	close(conn);
+	expect_end(host);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_echo(void **state)
+{
+	echo_and_close(AF_INET);
+	echo_and_close(AF_INET6);
+}
+
+/* "::" of a server that listens on 127.0.0.1 only. */
+static void test_relay_wildcard_tries_both_loopbacks(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	int host, conn;
+
+	memset(s.ip, 0, sizeof(s.ip));
+	conn = connect_through(r, &s, &host);
+	expect_reply(host, 0);
+	send_all(host, "x", 1);
+	expect(conn, "x");
+	close(conn);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_reply_does_not_wait_for_a_silent_server(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	int host, conn = connect_through(r, &s, &host);
+
+	expect_reply(host, 0);
+	close(host);
+	close(conn);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_host_ends_first(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	int host, conn = connect_through(r, &s, &host);
+
+	send_all(host, "question", 8);
+	shutdown(host, SHUT_WR);
+	expect(conn, "question");
+	expect_end(conn);
+	send_all(conn, "answer", 6);
+	expect_reply(host, 0);
+	expect(host, "answer");
+	close(conn);
+	expect_end(host);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_server_ends_first(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	int host, conn = connect_through(r, &s, &host);
+
+	shutdown(conn, SHUT_WR);	/* without a byte: the reply goes before the end */
+	expect_reply(host, 0);
+	expect_end(host);
+	send_all(host, "late", 4);
+	expect(conn, "late");
+	shutdown(host, SHUT_WR);
+	expect_end(conn);
+	close(conn);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_server_resets(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	struct linger at_once = { .l_onoff = 1 };
+	int host, conn = connect_through(r, &s, &host);
+
+	send_all(conn, "before", 6);
+	expect_reply(host, 0);
+	setsockopt(conn, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	close(conn);
+	expect(host, "before");
+	expect_end(host);	/* closed; on a vsock without shutdown, which is a reset */
+	wait_until(relay_get_stats(r).connections == 0);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+/* A full host does not lose what the server sent before its reset. */
+static void test_relay_reset_behind_pending_bytes(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	struct linger at_once = { .l_onoff = 1 };
+	scoped_free uint8_t *data = xcalloc(1, BULK);
+	int host, conn = connect_through(r, &s, &host);
+	size_t sent = 0, got = 0;
+	ssize_t n;
+
+	expect_reply(host, 0);
+	for (unsigned quiet = 0; quiet < 20;) {	/* until everything in between is full */
+		n = send(conn, data, BULK, MSG_DONTWAIT | MSG_NOSIGNAL);
+		sent += n > 0 ? (size_t)n : 0;
+		quiet = n > 0 ? 0 : quiet + 1;
+		poll(NULL, 0, 1);
+	}
+	setsockopt(conn, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	close(conn);
+	while ((n = recv_upto(host, data, 65536)) > 0)
+		got += (size_t)n;
+	assert_int_equal(n, 0);
+	assert_true(got >= 128 * 1024 && got <= sent);	/* TCP drops what is unsent, we nothing */
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_host_goes_away_while_the_server_sends(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	scoped_free uint8_t *data = xcalloc(1, BULK);
+	int host, conn = connect_through(r, &s, &host), code = 0;
+
+	expect_reply(host, 0);
+	close(host);
+	while (send(conn, data, BULK, MSG_NOSIGNAL) > 0)
+		;
+	code = errno;
+	assert_true(code == ECONNRESET || code == EPIPE);
+	close(conn);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_refused(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	struct relay_hello h = hello_to(&s);
+	int host = host_connect(r);
+
+	close(s.fd);
+	send_all(host, &h, sizeof(h));
+	send_all(host, "lost", 4);
+	expect_reply(host, ECONNREFUSED);
+	relay_stop(r);
+	close(host);
+}
+
+/* --- hellos ------------------------------------------------------------------ */
+
+static void test_relay_hello_malformed(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	const struct relay_hello good = hello_to(&s);
+	struct relay_hello bad[5] = { good, good, good, good, good };
+
+	bad[0].magic = 0;
+	bad[1].version = 2;
+	bad[2].proto = 17;
+	bad[3].port = 0;
+	bad[4].reserved = 1;
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		int host = host_connect(r);
+		char byte;
+
+		send_all(host, &bad[i], sizeof(bad[i]));
+		assert_int_equal(recv_upto(host, &byte, 1), 0);
+		close(host);
+	}
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_hello_in_pieces(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	struct relay_hello h = hello_to(&s);
+	int host = host_connect(r), conn;
+
+	for (size_t i = 0; i < sizeof(h); i++) {
+		send_all(host, (uint8_t *)&h + i, 1);
+		poll(NULL, 0, 1);
+	}
+	conn = server_accept(&s);
+	expect_reply(host, 0);
+	assert_int_equal(relay_get_stats(r).idle, 0);
+	close(conn);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_hello_cut_short(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	struct relay_hello h = hello_to(&s);
+	int host = host_connect(r);
+
+	send_all(host, &h, 7);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+/* --- bounds ------------------------------------------------------------------- */
+
+static void test_relay_oldest_idle_goes(void **state)
+{
+	struct relay *r = relay_start(0, 2);
+	struct server s = server_start(AF_INET);
+	struct relay_hello h = hello_to(&s);
+	int hosts[3], conn;
+
+	for (unsigned i = 0; i < 3; i++)
+		hosts[i] = host_connect(r);
+	expect_end(hosts[0]);
+	send_all(hosts[2], &h, sizeof(h));
+	conn = server_accept(&s);
+	expect_reply(hosts[2], 0);
+	assert_int_equal(relay_get_stats(r).idle, 1);
+	close(conn);
+	for (unsigned i = 0; i < 3; i++)
+		close(hosts[i]);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_too_many(void **state)
+{
+	struct relay *r = relay_start(2, 0);
+	int hosts[3];
+
+	for (unsigned i = 0; i < 3; i++)
+		hosts[i] = host_connect(r);
+	expect_end(hosts[2]);
+	assert_int_equal(relay_get_stats(r).connections, 2);
+	for (unsigned i = 0; i < 3; i++)
+		close(hosts[i]);
+	relay_stop(r);
+}
+
+/* --- bytes ---------------------------------------------------------------------- */
+
+static uint8_t pattern(size_t at)
+{
+	return (uint8_t)(at * 31 + (at >> 11));
+}
+
+/* Writes as it can and reads slowly, so that the relay has to keep and hold. */
+static void copy_all(int from, int to, size_t total)
+{
+	scoped_free uint8_t *out = xmalloc(total), *in = xmalloc(total);
+	size_t sent = 0, got = 0;
+
+	for (size_t i = 0; i < total; i++)
+		out[i] = pattern(i);
+	while (got < total) {
+		ssize_t n = sent < total ? send(from, out + sent, total - sent,
+						MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
+
+		if (n > 0) {
+			sent += (size_t)n;
+			if (sent == total)
+				shutdown(from, SHUT_WR);
+			continue;
+		}
+		wait_fd(to, POLLIN);
+		n = recv(to, in + got, MIN(total - got, (size_t)50000), 0);
+		assert_true(n > 0);
+		got += (size_t)n;
+	}
+	expect_end(to);
+	assert_memory_equal(in, out, total);
+}
+
+static void test_relay_slow_reader_gets_every_byte(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	int host, conn = connect_through(r, &s, &host);
+
+	expect_reply(host, 0);
+	copy_all(host, conn, 3 * BULK);
+	copy_all(conn, host, 3 * BULK);
+	close(host);
+	close(conn);
+	relay_stop(r);
+	close(s.fd);
+}
+
+/* Nobody reads on one connection; another is as quick as ever. */
+static void test_relay_stuck_reader_holds_nobody(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	scoped_free uint8_t *data = xcalloc(1, BULK);
+	int stuck, stuck_conn = connect_through(r, &s, &stuck);
+	int host, conn = connect_through(r, &s, &host);
+
+	for (unsigned quiet = 0; quiet < 20; poll(NULL, 0, 1))
+		quiet = send(stuck, data, BULK, MSG_DONTWAIT | MSG_NOSIGNAL) > 0 ? 0 : quiet + 1;
+	expect_reply(host, 0);
+	for (unsigned i = 0; i < 100; i++) {
+		send_all(host, "ping", 4);
+		expect(conn, "ping");
+		send_all(conn, "pong", 4);
+		expect(host, "pong");
+	}
+	close(stuck);
+	close(host);
+	close(stuck_conn);
+	close(conn);
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_thousand_connections(void **state)
+{
+	enum { N = 1000 };
+	struct rlimit files;
+	struct relay *r;
+	struct server s = server_start(AF_INET);
+	int *hosts = xcalloc(N, sizeof(*hosts)), *conns = xcalloc(N, sizeof(*conns));
+
+	getrlimit(RLIMIT_NOFILE, &files);
+	files.rlim_cur = files.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &files);
+	assert_true(files.rlim_cur > 5 * N);
+	r = relay_start(0, 0);
+	for (unsigned i = 0; i < N; i++)
+		conns[i] = connect_through(r, &s, &hosts[i]);
+	for (unsigned i = 0; i < N; i++)
+		send_all(hosts[i], &i, sizeof(i));
+	for (unsigned i = 0; i < N; i++) {	/* echo; accepted in the order of connecting */
+		unsigned got = N;
+
+		assert_int_equal(recv_upto(conns[i], &got, sizeof(got)), sizeof(got));
+		send_all(conns[i], &got, sizeof(got));
+	}
+	for (unsigned i = 0; i < N; i++) {
+		unsigned got = N;
+
+		expect_reply(hosts[i], 0);
+		assert_int_equal(recv_upto(hosts[i], &got, sizeof(got)), sizeof(got));
+		assert_int_equal(got, i);
+	}
+	assert_int_equal(relay_get_stats(r).connections, N);
+	for (unsigned i = 0; i < N; i++) {
+		close(hosts[i]);
+		close(conns[i]);
+	}
+	relay_stop(r);
+	close(s.fd);
+	free(hosts);
+	free(conns);
+}
+
+static void test_relay_free_while_busy(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	scoped_free uint8_t *data = xcalloc(1, BULK);
+	struct relay_hello h = hello_to(&s);
+	int host, conn = connect_through(r, &s, &host), idle = host_connect(r);
+	char byte;
+
+	for (unsigned i = 0; i < 20; i++)
+		send(host, data, BULK, MSG_DONTWAIT | MSG_NOSIGNAL);
+	send_all(idle, &h, 10);
+	relay_free(r);
+	while (recv(conn, data, BULK, 0) > 0)	/* half a transfer does not look whole */
+		;
+	assert_int_equal(errno, ECONNRESET);
+	assert_true(recv_upto(idle, &byte, 1) <= 0);
+	close(idle);
+	close(host);
+	close(conn);
+	close(s.fd);
+}
+
+/* Through a listener; of a unix one everybody is let in. */
+static void test_relay_listener(void **state)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	struct relay_hello h = hello_to(&s);
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), hosts[20], conns[20];
+
+	snprintf(a.sun_path + 1, sizeof(a.sun_path) - 1, "lima-relay-%d", (int)getpid());
+	assert_int_equal(bind(listener, (struct sockaddr *)&a, sizeof(a)), 0);
+	assert_int_equal(listen(listener, 64), 0);
+	relay_listen(r, listener);
+	for (unsigned i = 0; i < ARRAY_SIZE(hosts); i++) {
+		hosts[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		assert_int_equal(connect(hosts[i], (struct sockaddr *)&a, sizeof(a)), 0);
+	}
+	wait_until(relay_get_stats(r).idle == ARRAY_SIZE(hosts));
+	for (unsigned i = 0; i < ARRAY_SIZE(hosts); i++) {
+		send_all(hosts[i], &h, sizeof(h));
+		conns[i] = server_accept(&s);
+		expect_reply(hosts[i], 0);
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(hosts); i++) {
+		close(hosts[i]);
+		close(conns[i]);
+	}
+	relay_stop(r);
+	close(s.fd);
+}
+
+static void test_relay_sleeps_when_idle(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	int host, conn = connect_through(r, &s, &host);
+	struct rusage before, after;
+
+	expect_reply(host, 0);
+	poll(NULL, 0, 20);
+	getrusage(RUSAGE_SELF, &before);
+	poll(NULL, 0, 200);
+	getrusage(RUSAGE_SELF, &after);
+	assert_true(after.ru_nvcsw - before.ru_nvcsw <= 2);	/* our own poll() */
+	close(host);
+	close(conn);
+	relay_stop(r);
+	close(s.fd);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_relay_echo),
+		cmocka_unit_test(test_relay_wildcard_tries_both_loopbacks),
+		cmocka_unit_test(test_relay_reply_does_not_wait_for_a_silent_server),
+		cmocka_unit_test(test_relay_host_ends_first),
+		cmocka_unit_test(test_relay_server_ends_first),
+		cmocka_unit_test(test_relay_server_resets),
+		cmocka_unit_test(test_relay_reset_behind_pending_bytes),
+		cmocka_unit_test(test_relay_host_goes_away_while_the_server_sends),
+		cmocka_unit_test(test_relay_refused),
+		cmocka_unit_test(test_relay_hello_malformed),
+		cmocka_unit_test(test_relay_hello_in_pieces),
+		cmocka_unit_test(test_relay_hello_cut_short),
+		cmocka_unit_test(test_relay_oldest_idle_goes),
+		cmocka_unit_test(test_relay_too_many),
+		cmocka_unit_test(test_relay_slow_reader_gets_every_byte),
+		cmocka_unit_test(test_relay_stuck_reader_holds_nobody),
+		cmocka_unit_test(test_relay_thousand_connections),
+		cmocka_unit_test(test_relay_free_while_busy),
+		cmocka_unit_test(test_relay_listener),
+		cmocka_unit_test(test_relay_sleeps_when_idle),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
