@@ -99,6 +99,7 @@ static void on_down(void *ctx, const struct error *why)
 	for (size_t i = 0; i < ARRAY_SIZE(a->signals); i++)
 		uv_close((uv_handle_t *)&a->signals[i], NULL);
 	control_close(a->control, on_control_closed, a);
+	agent_ports_done(a);	/* its readers went with control */
 }
 
 /* --- signals ------------------------------------------------------------- */
@@ -170,32 +171,14 @@ static json_t *get_info(void *arg)
 	return o;
 }
 
-static void add_row(void *arg, const struct forward_row *r)
-{
-	json_array_append_new(
-		arg, json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I}", "protocol",
-			       r->protocol, "guestAddr", r->guest_addr, "hostAddr", r->host_addr,
-			       "state", r->state, "error", r->error ? r->error : "",
-			       "connectionsTotal", (json_int_t)r->connections_total,
-			       "connectionsNow", (json_int_t)r->connections_now, "bytesIn",
-			       (json_int_t)r->bytes_in, "bytesOut", (json_int_t)r->bytes_out));
-}
-
-static json_t *get_ports(void *arg)
-{
-	const struct agent *a = arg;
-	json_t *list = json_array();
-
-	if (a->forward)
-		forward_list(a->forward, add_row, list);
-	return list;
-}
-
 static int serve(struct agent *a, struct error *err)
 {
 	static const struct control_path paths[] = {
 		{ .path = "/v1/info", .get = get_info },
-		{ .path = "/v1/ports", .get = get_ports },
+		{ .path = "/v1/ports", .get = agent_get_ports, .post = agent_post_ports,
+		  .del = agent_delete_ports },
+		{ .path = "/v1/ports/events", .stream = &agent_port_stream },
+		{ .path = "/v1/rules", .get = agent_get_rules },
 		{ .path = "/v1/events" },
 	};
 	struct control_options opts = {
@@ -206,7 +189,12 @@ static int serve(struct agent *a, struct error *err)
 		.arg = a,
 	};
 
-	return control_new(&a->loop, &opts, &a->control, err);
+	agent_ports_init(a);
+	if (control_new(&a->loop, &opts, &a->control, err) < 0) {
+		agent_ports_done(a);
+		return err->code;
+	}
+	return 0;
 }
 
 /* --- life ---------------------------------------------------------------- */

@@ -12,6 +12,7 @@
  *
  *   agent          life: lock, signals, what is answered on ha.sock
  *   agent_machine  steps seed, qemu, link: what we bring up
+ *   agent_ports    forwards: GET, POST, DELETE, the stream
  *   agent_guest    steps guest up … forwards: what we wait for
  */
 #pragma once

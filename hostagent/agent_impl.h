@@ -8,6 +8,8 @@
 #include "hostagent/events.h"
 #include "hostagent/forward/forward.h"
 #include "hostagent/guest_link.h"
+#include "hostagent/port_feed.h"
+#include "hostagent/port_json.h"
 #include "hostagent/ready.h"
 #include "hostagent/ssh.h"
 #include "hostagent/ssh_master.h"
@@ -45,6 +47,7 @@ struct agent {
 	uv_work_t seed_work;
 	struct error seed_err;
 	struct forward *forward;
+	struct port_feed *port_feed;
 	struct guest_link *link;	/* NULL in plain mode */
 	bool link_was_up;
 	char *agent_socket;		/* host end of the agent's socket over ssh */
@@ -86,6 +89,16 @@ void agent_driver_force(struct agent *a);
 bool agent_has_link(void *ctx);		/* not in plain mode */
 void agent_link_run(void *ctx, struct steps *s);
 void agent_link_undo(void *ctx, struct steps *s);
+
+/* --- agent_ports.c ------------------------------------------------------- */
+void agent_ports_init(struct agent *a);
+void agent_ports_done(struct agent *a);
+/* For control_path; arg: the agent. */
+json_t *agent_get_ports(void *arg);
+json_t *agent_get_rules(void *arg);
+int agent_post_ports(void *arg, const json_t *body, json_t **ret, struct error *err);
+int agent_delete_ports(void *arg, const json_t *body, json_t **ret, struct error *err);
+extern const struct control_stream agent_port_stream;
 
 /* --- agent_guest.c ------------------------------------------------------- */
 void agent_guest_init(struct agent *a);

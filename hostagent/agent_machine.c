@@ -345,6 +345,7 @@ static void on_port_event(void *arg, const struct forward_event *ev)
 	struct agent *a = arg;
 
 	events_port(a->events, ev);
+	port_feed_poke(a->port_feed);
 }
 
 static void on_link_ready(void *arg)

@@ -93,17 +93,23 @@ static void on_client_closed(uv_handle_t *h)
 	client_unref(h->data);
 }
 
+static void unsubscribe(struct client *cl)
+{
+	const struct control_options *o = &cl->control->o;
+
+	if (cl->subscription && cl->streaming->stream)
+		cl->streaming->stream->unsubscribe(o->arg, cl->subscription);
+	else if (cl->subscription)
+		events_unsubscribe(o->events, cl->subscription);
+	cl->subscription = 0;
+}
+
 static void client_close(struct client *cl)
 {
-	struct control *c = cl->control;
-
 	if (cl->closing)
 		return;
 	cl->closing = true;
-	if (cl->subscription && cl->streaming->stream)
-		cl->streaming->stream->unsubscribe(c->o.arg, cl->subscription);
-	else if (cl->subscription)
-		events_unsubscribe(c->o.events, cl->subscription);
+	unsubscribe(cl);
 	uv_close((uv_handle_t *)&cl->pipe, on_client_closed);
 	uv_close((uv_handle_t *)&cl->idle, on_client_closed);
 }
@@ -214,6 +220,8 @@ static void start_stream(struct client *cl, const struct control_path *p, const 
 		cl->subscription = p->stream->subscribe(o->arg, offer_line, cl);
 	else
 		cl->subscription = events_subscribe(o->events, send_event, cl);
+	if (cl->closing)	/* the first line could not be written */
+		unsubscribe(cl);
 }
 
 /* Takes @answer. */

@@ -127,6 +127,16 @@ static int need_value(struct cursor *c, const struct flag *f, const char **ret, 
 	return 0;
 }
 
+static int unknown_flag(const struct verb *v, const char *dashes, const char *name, size_t len,
+			struct error *err)
+{
+	char path[VERB_PATH_SIZE];
+
+	verb_path(v, ' ', path);
+	return error_set(err, -EINVAL, "unknown flag: %s%.*s; see: limactl %s%s--help", dashes, (int)len,
+			 name, path, *path ? " " : "");
+}
+
 static int parse_long(struct args *a, struct cursor *c, struct error *err)
 {
 	const char *name = c->argv[c->i] + 2, *eq = strchr(name, '='), *value = NULL;
@@ -134,8 +144,7 @@ static int parse_long(struct args *a, struct cursor *c, struct error *err)
 	const struct flag *f = verb_find_flag(a->verb, name, len, 0);
 
 	if (!f)
-		return error_set(err, -EINVAL, "unknown flag: --%.*s; see: limactl %s%s--help", (int)len,
-				 name, a->verb->name, *a->verb->name ? " " : "");
+		return unknown_flag(a->verb, "--", name, len, err);
 	if (eq)
 		value = eq + 1;
 	else if (f->type == FLAG_BOOL)
@@ -152,8 +161,7 @@ static int parse_short(struct args *a, struct cursor *c, struct error *err)
 		const char *value = NULL;
 
 		if (!f)
-			return error_set(err, -EINVAL, "unknown flag: -%c; see: limactl %s%s--help", *p,
-					 a->verb->name, *a->verb->name ? " " : "");
+			return unknown_flag(a->verb, "-", p, 1, err);
 		if (f->type == FLAG_BOOL && p[1] != '=') {
 			if (add(a, f, "true", err) < 0)
 				return err->code;
@@ -172,13 +180,15 @@ static int check_count(const struct args *a, struct error *err)
 {
 	int n = (int)a->positional.len;
 	const struct verb *v = a->verb;
+	char path[VERB_PATH_SIZE];
 
+	verb_path(v, ' ', path);
 	if (n < v->min_args)
-		return error_set(err, -EINVAL, "%s: too few arguments; usage: limactl %s %s", v->name,
-				 v->name, v->usage);
+		return error_set(err, -EINVAL, "%s: too few arguments; usage: limactl %s %s", path, path,
+				 v->usage);
 	if (v->max_args >= 0 && n > v->max_args)
 		return error_set(err, -EINVAL, "%s: `%s` is one argument too many; usage: limactl %s %s",
-				 v->name, a->positional.items[v->max_args], v->name, v->usage);
+				 path, a->positional.items[v->max_args], path, v->usage);
 	return 0;
 }
 

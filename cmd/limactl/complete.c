@@ -112,9 +112,13 @@ static void offer_templates(FILE *out, const char *prefix)
 	locator_list_free(list, n);
 }
 
-static void offer_argument(FILE *out, const struct verb *v, const char *word)
+static void offer_argument(FILE *out, const struct verb *v, int before, const char *word)
 {
 	switch (v->arg) {
+	case ARG_INSTANCE_FIRST:
+		if (!before)
+			offer_instances(out, word);
+		break;
 	case ARG_INSTANCE: offer_instances(out, word); break;
 	case ARG_TEMPLATE: offer_templates(out, word); break;
 	case ARG_INSTANCE_OR_TEMPLATE:
@@ -144,6 +148,7 @@ static bool takes_next(const struct verb *v, const char *word)
 void help_complete(FILE *out, int n, char *const *words)
 {
 	const char *word = n ? words[n - 1] : "";
+	const struct verb *const *list = verbs;	/* NULL: the verb is known */
 	const struct verb *v = NULL;
 	int positionals = 0;
 
@@ -153,23 +158,22 @@ void help_complete(FILE *out, int n, char *const *words)
 				continue;
 			if (++i == n - 1)
 				return; /* the word is a flag's value: the shell offers files */
-		} else if (!v) {
-			v = verb_find(words[i]);
+		} else if (list && verb_find(list, words[i])) {
+			v = verb_find(list, words[i]);
+			list = v->verbs;
 		} else {
 			positionals++;
 		}
 	}
-	if (!v) {
-		for (size_t i = 0; verbs[i]; i++)
-			if (verbs[i]->group != VERB_HIDDEN)
-				offer(out, word, verbs[i]->name, verbs[i]->summary);
-		return;
-	}
-	if (word[0] == '-') {
-		for (size_t i = 0; v->flags && v->flags[i]; i++)
+	if (list && word[0] != '-') {
+		for (size_t i = 0; list[i]; i++)
+			if (list[i]->group != VERB_HIDDEN)
+				offer(out, word, list[i]->name, list[i]->summary);
+	} else if (word[0] == '-') {
+		for (size_t i = 0; v && v->flags && v->flags[i]; i++)
 			offer_flags(out, word, v->flags[i]);
 		offer_flags(out, word, global_flags);
 	} else if (v->stop_at_positional ? !positionals : v->max_args < 0 || positionals < v->max_args) {
-		offer_argument(out, v, word);
+		offer_argument(out, v, positionals, word);
 	}
 }

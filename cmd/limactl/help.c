@@ -23,11 +23,13 @@ static void print_row(FILE *out, const char *left, const char *right)
 	fprintf(out, "  %s%*s%s\n", left, pad > 2 ? pad : 2, "", right);
 }
 
-static void print_group(FILE *out, enum verb_group group)
+static void print_group(FILE *out, const struct verb *const *list, enum verb_group group)
 {
-	for (size_t i = 0; verbs[i]; i++)
-		if (verbs[i]->group == group)
-			print_row(out, verbs[i]->name, verbs[i]->summary);
+	char path[VERB_PATH_SIZE];
+
+	for (size_t i = 0; list[i]; i++)
+		if (list[i]->group == group)
+			print_row(out, verb_path(list[i], ' ', path), list[i]->summary);
 }
 
 void help_overview(FILE *out)
@@ -41,7 +43,7 @@ void help_overview(FILE *out)
 	fputs("\nA server that listens in the guest answers on the host's localhost, same port.\n\n"
 	      "Commands:\n", out);
 	for (size_t g = 0; g < ARRAY_SIZE(groups); g++)
-		print_group(out, groups[g].group);
+		print_group(out, verbs, groups[g].group);
 	fputs("\nlimactl COMMAND --help tells more about one.\n", out);
 }
 
@@ -77,19 +79,26 @@ void help_all(FILE *out)
 {
 	for (size_t g = 0; g < ARRAY_SIZE(groups); g++) {
 		fprintf(out, "%s%s:\n", g ? "\n" : "", groups[g].title);
-		print_group(out, groups[g].group);
+		print_group(out, verbs, groups[g].group);
 	}
 	print_all_flags(out);
 }
 
 void help_verb(FILE *out, const struct verb *v)
 {
-	fprintf(out, "limactl %s - %s\n\nUsage: limactl %s %s\n", v->name, v->summary, v->name,
-		v->usage);
+	char path[VERB_PATH_SIZE];
+
+	verb_path(v, ' ', path);
+	fprintf(out, "limactl %s - %s\n\nUsage: limactl %s %s\n", path, v->summary, path, v->usage);
 	if (v->aliases)
 		fprintf(out, "Also:  %s\n", v->aliases);
 	if (v->text)
 		fprintf(out, "\n%s\n", v->text);
+	if (v->verbs) {
+		fputs("\nCommands:\n", out);
+		for (size_t g = 0; g < ARRAY_SIZE(groups); g++)
+			print_group(out, v->verbs, groups[g].group);
+	}
 	if (v->examples)
 		fprintf(out, "\nExamples:\n%s\n", v->examples);
 	if (v->flags) {
@@ -126,16 +135,16 @@ static unsigned distance(const char *a, const char *b)
 	return row[lb];
 }
 
-const char *help_nearest(const char *word)
+const char *help_nearest(const struct verb *const *list, const char *word)
 {
 	const char *best = NULL;
 	unsigned best_distance = 3;
 
-	for (size_t i = 0; verbs[i]; i++) {
-		unsigned d = distance(word, verbs[i]->name);
+	for (size_t i = 0; list[i]; i++) {
+		unsigned d = distance(word, list[i]->name);
 
-		if (verbs[i]->group != VERB_HIDDEN && d < best_distance) {
-			best = verbs[i]->name;
+		if (list[i]->group != VERB_HIDDEN && d < best_distance) {
+			best = list[i]->name;
 			best_distance = d;
 		}
 	}

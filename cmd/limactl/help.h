@@ -9,10 +9,10 @@
 void help_overview(FILE *out);	/* limactl alone: the five commands first */
 void help_all(FILE *out);	/* limactl help: every command */
 void help_verb(FILE *out, const struct verb *v);
-/* The verb whose name is nearest to @word, NULL when none is near. */
-const char *help_nearest(const char *word);
+/* The verb of @list whose name is nearest to @word, NULL when none is near. */
+const char *help_nearest(const struct verb *const *list, const char *word);
 
-/* Man pages limactl.1 and limactl-VERB.1 into @dir, which is made if need be. */
+/* Man pages limactl.1 and limactl-VERB[-VERB].1 into @dir, which is made if need be. */
 int help_write_man(const char *dir, struct error *err);
 
 /* Script for @shell: "bash", "zsh" or "fish". It asks `limactl __complete` for

@@ -7,16 +7,21 @@
 
 static int run_help(const struct args *a)
 {
-	const struct verb *v;
+	const struct verb *v = NULL;
+	const char *word;
 
 	if (!a->positional.len) {
 		help_all(stdout);
 		return 0;
 	}
-	v = verb_find(a->positional.items[0]);
-	if (!v) {
-		log_write(LOG_FATAL, "unknown command `%s`; see: limactl help", a->positional.items[0]);
-		return 1;
+	strv_foreach(word, &a->positional) {
+		const struct verb *const *list = v ? v->verbs : verbs;
+
+		v = list ? verb_find(list, word) : NULL;
+		if (!v) {
+			log_write(LOG_FATAL, "unknown command `%s`; see: limactl help", word);
+			return 1;
+		}
 	}
 	help_verb(stdout, v);
 	return 0;
@@ -25,9 +30,9 @@ static int run_help(const struct args *a)
 const struct verb verb_help = {
 	.name = "help",
 	.group = VERB_ADVANCED,
-	.usage = "[COMMAND]",
+	.usage = "[COMMAND…]",
 	.summary = "tell about a command",
-	.max_args = 1,
+	.max_args = 2,
 	.run = run_help,
 };
 

@@ -14,11 +14,11 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
-/* The position of the verb in argv: the first word that is neither a flag nor
- * the value of one. 0: there is none. */
-static int find_verb(int argc, char **argv)
+/* The position of the next word in argv after @from that is neither a flag nor
+ * the value of a global one. 0: there is none. */
+static int find_word(int argc, char **argv, int from)
 {
-	for (int i = 1; i < argc; i++) {
+	for (int i = from + 1; i < argc; i++) {
 		if (argv[i][0] != '-')
 			return i;
 		if (streq(argv[i], "--log-level") || streq(argv[i], "--log-format"))
@@ -70,7 +70,7 @@ static int run_verb(const struct verb *v, int argc, char **argv)
 		puts("limactl version " LIMA_VERSION);
 		return 0;
 	}
-	if (args_bool(&a, "help", false) && v != &no_verb) {
+	if ((args_bool(&a, "help", false) && v != &no_verb) || !v->run) {
 		help_verb(stdout, v);
 		return 0;
 	}
@@ -102,25 +102,48 @@ static int check_output(int code)
 	return code ? code : 1;
 }
 
+static void tell_unknown(const struct verb *const *list, const struct verb *parent, const char *word)
+{
+	const char *near = help_nearest(list, word), *of = parent ? parent->name : "";
+
+	log_write(LOG_FATAL, "unknown command `%s%s%s`%s%s%s; see: limactl %s%s--help", of,
+		  parent ? " " : "", word, near ? ", did you mean `" : "", near ? near : "",
+		  near ? "`?" : "", of, parent ? " " : "");
+}
+
+/* The verb that argv names, word by word; NULL, told: there is no such verb.
+ * What is left of argv goes to @rest. */
+static const struct verb *find_verb(int argc, char **argv, struct strv *rest)
+{
+	const struct verb *const *list = verbs;
+	const struct verb *v = NULL;
+	int at = 0, from = 1;
+
+	while (list && (at = find_word(argc, argv, at))) {
+		const struct verb *next = verb_find(list, argv[at]);
+
+		if (!next) {
+			tell_unknown(list, v, argv[at]);
+			return NULL;
+		}
+		for (; from < at; from++)
+			strv_add(rest, argv[from]);
+		from = at + 1;
+		v = next;
+		list = v->verbs;
+	}
+	for (; from < argc; from++)
+		strv_add(rest, argv[from]);
+	return v ? v : &no_verb;
+}
+
 int main(int argc, char **argv)
 {
 	scoped_strv struct strv rest = { 0 };
 	const struct verb *v;
-	int at;
 
 	put_process_in_order();
 	log_setup(LOG_INFO, LOG_FORMAT_PLAIN);
-	at = find_verb(argc, argv);
-	v = at ? verb_find(argv[at]) : &no_verb;
-	if (!v) {
-		const char *near = help_nearest(argv[at]);
-
-		log_write(LOG_FATAL, "unknown command `%s`%s%s%s; see: limactl --help", argv[at],
-			  near ? ", did you mean `" : "", near ? near : "", near ? "`?" : "");
-		return 1;
-	}
-	for (int i = 1; i < argc; i++)
-		if (i != at)
-			strv_add(&rest, argv[i]);
-	return check_output(run_verb(v, (int)rest.len, rest.items));
+	v = find_verb(argc, argv, &rest);
+	return v ? check_output(run_verb(v, (int)rest.len, rest.items)) : 1;
 }

@@ -65,10 +65,23 @@ static void add_examples(struct buf *b, const char *examples)
 	buf_add_str(b, ".fi\n");
 }
 
+static void add_verbs(struct buf *b, const struct verb *const *list)
+{
+	char path[VERB_PATH_SIZE];
+
+	for (size_t i = 0; list[i]; i++) {
+		if (list[i]->group == VERB_HIDDEN)
+			continue;
+		buf_addf(b, ".TP\n\\fB%s\\fR\n", verb_path(list[i], ' ', path));
+		add_text(b, list[i]->summary);
+	}
+}
+
 static void page_of_verb(struct buf *b, const struct verb *v)
 {
-	scoped_free char *page = xasprintf("limactl-%s", v->name);
-	scoped_free char *usage = xasprintf("`limactl %s` %s", v->name, v->usage);
+	char words[VERB_PATH_SIZE], dashed[VERB_PATH_SIZE];
+	scoped_free char *page = xasprintf("limactl-%s", verb_path(v, '-', dashed));
+	scoped_free char *usage = xasprintf("`limactl %s` %s", verb_path(v, ' ', words), v->usage);
 
 	add_head(b, page, v->summary);
 	buf_add_str(b, ".SH SYNOPSIS\n");
@@ -76,6 +89,10 @@ static void page_of_verb(struct buf *b, const struct verb *v)
 	if (v->text) {
 		buf_add_str(b, ".SH DESCRIPTION\n");
 		add_text(b, v->text);
+	}
+	if (v->verbs) {
+		buf_add_str(b, ".SH COMMANDS\n");
+		add_verbs(b, v->verbs);
 	}
 	buf_add_str(b, ".SH OPTIONS\n");
 	for (size_t i = 0; v->flags && v->flags[i]; i++)
@@ -87,7 +104,12 @@ static void page_of_verb(struct buf *b, const struct verb *v)
 	add_text(b, v == &verb_shell ? "That of the command in the guest; 255 when ssh fails; 1 when "
 				       "limactl does."
 				     : "0 on success, 1 on failure, 128 + N when ended by signal N.");
-	buf_add_str(b, ".SH SEE ALSO\n\\fBlimactl\\fR(1)\n");
+	buf_add_str(b, ".SH SEE ALSO\n\\fBlimactl\\fR(1)");
+	if (v->parent)
+		buf_addf(b, ",\n\\fBlimactl\\-%s\\fR(1)", v->parent->name);
+	for (size_t i = 0; v->verbs && v->verbs[i]; i++)
+		buf_addf(b, ",\n\\fBlimactl\\-%s\\-%s\\fR(1)", v->name, v->verbs[i]->name);
+	buf_add_u8(b, '\n');
 }
 
 static void page_of_all(struct buf *b)
@@ -98,12 +120,7 @@ static void page_of_all(struct buf *b)
 		    "on the host's localhost. `limactl start` creates and starts the instance "
 		    "`default`; `limactl shell default` opens a shell in it.");
 	buf_add_str(b, ".SH COMMANDS\n");
-	for (size_t i = 0; verbs[i]; i++) {
-		if (verbs[i]->group == VERB_HIDDEN)
-			continue;
-		buf_addf(b, ".TP\n\\fB%s\\fR\n", verbs[i]->name);
-		add_text(b, verbs[i]->summary);
-	}
+	add_verbs(b, verbs);
 	buf_add_str(b, ".SH OPTIONS\n");
 	add_flags(b, global_flags);
 	buf_add_str(b, ".SH FILES\n.TP\n\\fI~/.lima\\fR\n");
@@ -124,6 +141,23 @@ static int write_page(const char *dir, const char *name, const struct buf *b, st
 	return path_write_file(path, b->data, b->len, 0644, err);
 }
 
+static int write_pages(const char *dir, const struct verb *const *list, struct error *err)
+{
+	for (size_t i = 0; list[i]; i++) {
+		char path[VERB_PATH_SIZE];
+		scoped_buf struct buf b = { 0 };
+		scoped_free char *name = xasprintf("limactl-%s", verb_path(list[i], '-', path));
+
+		if (list[i]->group == VERB_HIDDEN)
+			continue;
+		page_of_verb(&b, list[i]);
+		if (write_page(dir, name, &b, err) < 0 ||
+		    (list[i]->verbs && write_pages(dir, list[i]->verbs, err) < 0))
+			return err->code;
+	}
+	return 0;
+}
+
 int help_write_man(const char *dir, struct error *err)
 {
 	scoped_buf struct buf all = { 0 };
@@ -133,15 +167,5 @@ int help_write_man(const char *dir, struct error *err)
 	page_of_all(&all);
 	if (write_page(dir, "limactl", &all, err) < 0)
 		return err->code;
-	for (size_t i = 0; verbs[i]; i++) {
-		scoped_buf struct buf b = { 0 };
-		scoped_free char *name = xasprintf("limactl-%s", verbs[i]->name);
-
-		if (verbs[i]->group == VERB_HIDDEN)
-			continue;
-		page_of_verb(&b, verbs[i]);
-		if (write_page(dir, name, &b, err) < 0)
-			return err->code;
-	}
-	return 0;
+	return write_pages(dir, verbs, err);
 }

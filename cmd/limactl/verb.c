@@ -1,5 +1,6 @@
 #include "cmd/limactl/verb.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "lib/base/mem.h"
@@ -7,8 +8,9 @@
 
 const struct verb *const verbs[] = {
 	&verb_start,	&verb_shell,	  &verb_stop,	  &verb_list,	   &verb_delete,
-	&verb_create,	&verb_restart,	  &verb_validate, &verb_info,	   &verb_completion,
-	&verb_help,	&verb_hostagent,  &verb_complete, &verb_generate_doc, NULL,
+	&verb_create,	&verb_restart,	  &verb_port,	  &verb_validate,  &verb_info,
+	&verb_completion, &verb_help,	  &verb_hostagent, &verb_complete, &verb_generate_doc,
+	NULL,
 };
 
 const struct flag global_flags[] = {
@@ -32,12 +34,21 @@ bool verb_has_name(const struct verb *v, const char *name)
 	return strv_contains(&aliases, name);
 }
 
-const struct verb *verb_find(const char *name)
+const struct verb *verb_find(const struct verb *const *list, const char *name)
 {
-	for (size_t i = 0; verbs[i]; i++)
-		if (verb_has_name(verbs[i], name))
-			return verbs[i];
+	for (size_t i = 0; list[i]; i++)
+		if (verb_has_name(list[i], name))
+			return list[i];
 	return NULL;
+}
+
+const char *verb_path(const struct verb *v, char sep, char out[VERB_PATH_SIZE])
+{
+	if (v->parent)
+		snprintf(out, VERB_PATH_SIZE, "%s%c%s", v->parent->name, sep, v->name);
+	else
+		snprintf(out, VERB_PATH_SIZE, "%s", v->name);
+	return out;
 }
 
 static const struct flag *find_in(const struct flag *table, const char *name, size_t len, char letter)

@@ -4,6 +4,9 @@
  * man pages are all made from it, so they cannot disagree. A verb's own file
  * defines its row and its run function, which parses nothing itself: it gets
  * the flags by name from `struct args` (args.h).
+ *
+ * A verb may have verbs of its own (`limactl port add`): they name it as their
+ * parent, and it only leads to them.
  */
 #pragma once
 
@@ -34,7 +37,10 @@ struct flag {
 enum verb_group { VERB_BASIC, VERB_ADVANCED, VERB_HIDDEN };
 
 /* What a positional argument is, for completion. */
-enum verb_arg { ARG_NONE, ARG_INSTANCE, ARG_TEMPLATE, ARG_INSTANCE_OR_TEMPLATE, ARG_FILE, ARG_SHELL };
+enum verb_arg {
+	ARG_NONE, ARG_INSTANCE, ARG_TEMPLATE, ARG_INSTANCE_OR_TEMPLATE, ARG_FILE, ARG_SHELL,
+	ARG_INSTANCE_FIRST,	/* something else behind it */
+};
 
 struct verb {
 	const char *name;
@@ -48,20 +54,25 @@ struct verb {
 	int min_args, max_args;	/* max_args -1: any */
 	bool stop_at_positional;	/* flags only before the first positional */
 	enum verb_arg arg;
-	int (*run)(const struct args *a);	/* exit code */
+	int (*run)(const struct args *a);	/* exit code; NULL: has verbs of its own */
+	const struct verb *const *verbs;	/* NULL-terminated; NULL: none */
+	const struct verb *parent;		/* NULL: stands after `limactl` */
 };
 
 extern const struct verb verb_create, verb_start, verb_stop, verb_restart, verb_shell, verb_list,
 	verb_delete, verb_validate, verb_info, verb_help, verb_completion, verb_hostagent,
-	verb_generate_doc, verb_complete;
+	verb_generate_doc, verb_complete, verb_port;
 
 /* All verbs, in the order of help; NULL-terminated. */
 extern const struct verb *const verbs[];
 /* Flags that every verb takes. */
 extern const struct flag global_flags[];
 
-/* By name or alias; NULL when there is none. */
-const struct verb *verb_find(const char *name);
+/* By name or alias, in @list (verbs, verb->verbs); NULL when there is none. */
+const struct verb *verb_find(const struct verb *const *list, const char *name);
+/* What stands after `limactl`, words joined by @sep: "port add", "port-add". */
+enum { VERB_PATH_SIZE = 48 };
+const char *verb_path(const struct verb *v, char sep, char out[VERB_PATH_SIZE]);
 bool verb_has_name(const struct verb *v, const char *name);
 /* A flag that @v takes (NULL: a global one), by @letter, or when that is 0 by the
  * @len bytes of @name. */

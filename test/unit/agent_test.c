@@ -205,12 +205,14 @@ static void stop_in_order(void)
 	assert_clean();
 }
 
-/* GET @path; caller frees. */
-static char *ask(const char *path)
+/* The whole answer; caller frees. */
+static char *ask_with(const char *method, const char *path, const char *body)
 {
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
 	scoped_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	scoped_free char *request = xasprintf("GET %s HTTP/1.1\r\nConnection: close\r\n\r\n", path);
+	scoped_free char *request = xasprintf("%s %s HTTP/1.1\r\nConnection: close\r\n"
+					      "Content-Length: %zu\r\n\r\n%s", method, path, strlen(body),
+					      body);
 	struct buf b = { 0 };
 	char data[4096];
 	ssize_t n;
@@ -223,7 +225,44 @@ static char *ask(const char *path)
 	return buf_steal_str(&b);
 }
 
+static char *ask(const char *path)
+{
+	return ask_with("GET", path, "");
+}
+
 /* --- tests --------------------------------------------------------------- */
+
+/* Rules while it runs: all of a request or none, told as they are in lima.yaml. */
+static void change_rules(void)
+{
+	static const struct {
+		const char *method, *body, *want;
+	} rows[] = {
+		{ "POST", "{\"guestPort\":7001,\"hostPort\":70000}", "400 Bad Request" },
+		{ "POST", "{\"guestPort\":7001,\"hostPort\":70000}", "hostPort: 70000 is not a port" },
+		{ "POST", "[]", "400 Bad Request" },
+		{ "POST", "7", "a rule is an object" },
+		{ "POST", "{\"guestPrt\":7001}", "guestPrt" },
+		{ "POST", "[{\"guestPort\":7001},{\"guestPort\":0}]", "400 Bad Request" },
+		{ "GET", "", "\r\n\r\n[]" },
+		{ "POST", "[{\"guestPort\":7001,\"hostPort\":7101},{\"guestPort\":7002,\"proto\":\"udp\"}]",
+		  "201 Created" },
+		{ "POST", "{\"guestPort\":7001,\"hostPort\":7101}", "409 Conflict" },
+		{ "GET", "", "\"hostPortRange\":[7101,7101]" },
+		{ "DELETE", "{\"id\":9999}", "404 Not Found" },
+		{ "DELETE", "{\"id\":\"x\"}", "400 Bad Request" },
+		{ "DELETE", "{\"guestPort\":7001}", "400 Bad Request" },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		scoped_free char *got = ask_with(rows[i].method,
+						 streq(rows[i].method, "GET") ? "/v1/rules" : "/v1/ports",
+						 rows[i].body);
+
+		if (!strstr(got, rows[i].want))
+			fail_msg("%s %s: %s", rows[i].method, rows[i].body, got);
+	}
+}
 
 static void test_agent_start_run_stop(void **state)
 {
@@ -252,6 +291,7 @@ static void test_agent_start_run_stop(void **state)
 	scoped_free char *ports = ask("/v1/ports");
 	assert_non_null(strstr(ports, "\"state\":\"forwarding\""));
 
+	change_rules();
 	command("p");
 	wait_text(at, "\"portForward\"");
 	stop_in_order();

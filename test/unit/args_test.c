@@ -131,15 +131,15 @@ static void test_args_mistakes_are_told(void **state)
 static void test_args_every_verb_finds_itself(void **state)
 {
 	for (size_t i = 0; verbs[i]; i++) {
-		assert_ptr_equal(verb_find(verbs[i]->name), verbs[i]);
+		assert_ptr_equal(verb_find(verbs, verbs[i]->name), verbs[i]);
 		assert_non_null(verbs[i]->summary);
 		assert_non_null(verbs[i]->usage);
 	}
-	assert_ptr_equal(verb_find("ls"), &verb_list);
-	assert_ptr_equal(verb_find("rm"), &verb_delete);
-	assert_null(verb_find("strat"));
-	assert_string_equal(help_nearest("strat"), "start");
-	assert_null(help_nearest("xyzzy"));
+	assert_ptr_equal(verb_find(verbs, "ls"), &verb_list);
+	assert_ptr_equal(verb_find(verbs, "rm"), &verb_delete);
+	assert_null(verb_find(verbs, "strat"));
+	assert_string_equal(help_nearest(verbs, "strat"), "start");
+	assert_null(help_nearest(verbs, "xyzzy"));
 }
 
 int main(void)

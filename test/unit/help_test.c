@@ -47,6 +47,13 @@ static void test_complete_offers_what_can_stand_there(void **state)
 		{ { "shell", "web", "" }, NULL, "web\t" },		 /* a command of the guest */
 		{ { "completion", "" }, "fish\t", NULL },
 		{ { "start", "x", "" }, NULL, "web" },
+		{ { "port", "" }, "remove\t", "web" },
+		{ { "port", "a" }, "add\t", "list" },
+		{ { "--debug", "port", "add", "" }, "web\t", "list" },
+		{ { "port", "add", "web", "" }, NULL, "web" },		 /* a SPEC */
+		{ { "port", "add", "--lane", "grpc", "" }, "web\t", NULL },
+		{ { "port", "add", "web", "--st" }, "--static\t", "--watch" },
+		{ { "port", "list", "--w" }, "--watch\t", "--static" },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -83,16 +90,18 @@ static void test_complete_bash_script_completes_after_a_colon(void **state)
 	assert_non_null(strstr(buf_str(&r.out), "<a*><b>"));
 }
 
-static void test_man_pages_exist_for_every_verb(void **state)
+static void check_pages(const struct verb *const *list)
 {
 	struct error err = { 0 };
 
-	assert_int_equal(help_write_man(dir, &err), 0);
-	for (size_t i = 0; verbs[i]; i++) {
-		scoped_free char *path = xasprintf("%s/limactl-%s.1", dir, verbs[i]->name);
+	for (size_t i = 0; list[i]; i++) {
+		char name[VERB_PATH_SIZE];
+		scoped_free char *path = xasprintf("%s/limactl-%s.1", dir, verb_path(list[i], '-', name));
 		scoped_buf struct buf b = { 0 };
 
-		if (verbs[i]->group == VERB_HIDDEN) {
+		if (list[i]->verbs)
+			check_pages(list[i]->verbs);
+		if (list[i]->group == VERB_HIDDEN) {
 			assert_false(path_exists(path));
 			continue;
 		}
@@ -102,6 +111,14 @@ static void test_man_pages_exist_for_every_verb(void **state)
 		assert_null(strstr(buf_str(&b), "\n\n"));	/* mandoc: no blank lines in fill mode */
 		assert_null(strstr(buf_str(&b), "instance\\fR\n.TP")); /* hidden flags stay hidden */
 	}
+}
+
+static void test_man_pages_exist_for_every_verb(void **state)
+{
+	struct error err = { 0 };
+
+	assert_int_equal(help_write_man(dir, &err), 0);
+	check_pages(verbs);
 }
 
 static int make_dir(void **state)

@@ -1,0 +1,227 @@
+#include "cmd/limactl/port_watch.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "cmd/limactl/ha_client.h"
+#include "cmd/limactl/port_model.h"
+#include "lib/base/clock.h"
+#include "lib/base/interrupt.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum {
+	DRAW_MS = 100,		/* never more often */
+	AGE_MS = 500,		/* while rates fall; also ages in the last column */
+	REST_MS = 10000,	/* nothing moves: only the ages */
+};
+
+struct view {
+	const struct port_watch_options *o;
+	struct port_model model;
+	bool live, color;
+	size_t drawn;		/* lines on the screen that are ours */
+	uint64_t drawn_ms;
+	bool stale;		/* what is on the screen is old */
+};
+
+/* --- a line a change ----------------------------------------------------- */
+
+static void print_change(void *arg, const json_t *row, bool gone)
+{
+	const struct view *v = arg;
+	char now[CLOCK_RFC3339_SIZE];
+
+	if (!v->o->all && port_rows_is_dull(row))
+		return;
+	scoped_free char *line = port_rows_line(row);
+	printf("%.19sZ %s%s\n", clock_rfc3339_now(now), gone ? "gone: " : "", line);
+}
+
+/* --- a table in place ---------------------------------------------------- */
+
+static void screen_size(size_t *ret_rows, size_t *ret_columns)
+{
+	struct winsize ws;
+	bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_row > 3 && ws.ws_col > 20;
+
+	*ret_rows = known ? ws.ws_row : 24;
+	*ret_columns = known ? ws.ws_col : 80;
+}
+
+static const char *row_color(const struct view *v, const json_t *row)
+{
+	const char *state = port_rows_get(row, "state");
+
+	if (!v->color || streq(state, "forwarding"))
+		return "";
+	return streq(state, "waiting") ? "\033[33m" : "\033[2m";
+}
+
+static void add_line(struct view *v, struct buf *out, const char *color, const char *line)
+{
+	buf_addf(out, "%s%s%s\033[K\n", color, line, *color ? "\033[0m" : "");
+	v->drawn++;
+}
+
+/* The rows that are shown, in order; borrowed. */
+static size_t shown_rows(const struct view *v, const struct port_model_row **ret)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < v->model.n; i++)
+		if (v->o->all || !port_rows_is_dull(v->model.rows[i].row))
+			ret[n++] = &v->model.rows[i];
+	return n;
+}
+
+static void draw_rows(struct view *v, struct buf *out, size_t room, size_t columns)
+{
+	scoped_free const struct port_model_row **rows = xcalloc(v->model.n + 1, sizeof(*rows));
+	scoped_text_table struct text_table t = { 0 };
+	size_t n = shown_rows(v, rows), idle = json_array_size(v->model.idle), fit;
+
+	fit = n + idle <= room ? n + idle : room - 1;
+	port_rows_begin(&t, PORT_RATES);
+	for (size_t i = 0; i < fit; i++)
+		if (i < n)
+			port_rows_add(&t, PORT_RATES, NULL, rows[i]->row, &rows[i]->rates);
+		else
+			port_rows_add(&t, PORT_RATES, NULL, json_array_get(v->model.idle, i - n),
+				      &(struct port_rates){ 0 });
+	for (size_t i = 0; i < fit + 1; i++) {
+		const json_t *row = !i ? NULL : i <= n ? rows[i - 1]->row :
+				    json_array_get(v->model.idle, i - 1 - n);
+		scoped_buf struct buf line = { 0 };
+
+		text_table_line(&t, i, columns, &line);
+		add_line(v, out, row ? row_color(v, row) : v->color ? "\033[1m" : "", buf_str(&line));
+	}
+	if (fit < n + idle) {
+		scoped_free char *more = xasprintf("… and %zu more", n + idle - fit);
+
+		add_line(v, out, "", more);
+	} else if (!fit) {
+		add_line(v, out, "", "nothing listens in the guest yet");
+	}
+}
+
+static void draw(struct view *v)
+{
+	scoped_buf struct buf out = { 0 };
+	size_t rows, columns;
+
+	screen_size(&rows, &columns);
+	if (v->drawn)
+		buf_addf(&out, "\r\033[%zuA", v->drawn);
+	v->drawn = 0;
+	/* a line for the head, one that the cursor stands on */
+	draw_rows(v, &out, rows - 2, columns - 1);
+	buf_add_str(&out, "\033[J");
+	fwrite(out.data, 1, out.len, stdout);
+	fflush(stdout);
+	v->drawn_ms = clock_mono_ms();
+	v->stale = false;
+}
+
+/* --- the loop ------------------------------------------------------------ */
+
+/* 0, or -EPIPE at the end of the stream. */
+static int take_lines(struct view *v, struct ha_stream *s, struct error *err)
+{
+	int rc;
+
+	for (;;) {
+		scoped_free char *line = NULL;
+
+		rc = ha_stream_next(s, &line, err);
+		if (rc <= 0)
+			break;
+		v->stale = true;
+		if (v->o->json)
+			puts(line);
+		else if (port_model_take(&v->model, line, clock_mono_ms(), err) < 0)
+			return err->code;
+	}
+	if (!v->live && fflush(stdout) != 0)
+		return error_sys(err, -errno, "write to stdout");
+	return rc;
+}
+
+static int wait_ms(struct view *v)
+{
+	uint64_t now = clock_mono_ms(), since = now - v->drawn_ms;
+	uint64_t rest;
+
+	if (!v->live)
+		return REST_MS;
+	if (v->stale)
+		return since >= DRAW_MS ? 0 : (int)(DRAW_MS - since);
+	rest = port_model_age(&v->model, now) ? AGE_MS : REST_MS;
+	return since >= rest ? 0 : (int)(rest - since);
+}
+
+static int follow(struct view *v, struct ha_stream *s, struct error *err)
+{
+	struct pollfd p = { .fd = s->fd, .events = POLLIN };
+	int rc = 0, wait;
+
+	while (rc == 0 && !interrupt_pending()) {
+		/* an interrupt that comes between the look at it and poll() */
+		wait = MIN(wait_ms(v), 1000);
+		if (wait && poll(&p, 1, wait) > 0)
+			rc = take_lines(v, s, err);
+		if (v->live && rc == 0 && wait_ms(v) == 0)
+			draw(v);
+	}
+	return rc;
+}
+
+static bool wants_color(void)
+{
+	const char *no = getenv("NO_COLOR");
+
+	return !(no && *no);
+}
+
+static bool is_terminal(void)
+{
+	const char *term = getenv("TERM");
+
+	return isatty(STDOUT_FILENO) && term && !streq(term, "dumb");
+}
+
+int port_watch(const char *socket, const struct port_watch_options *o, struct error *err)
+{
+	scoped_ha_stream struct ha_stream s = { .fd = -1 };
+	struct view v = { .o = o, .live = o->live && !o->json && is_terminal() };
+	int rc;
+
+	if (ha_stream_open(socket, "/v1/ports/events", &s, err) < 0)
+		return error_wrap(err, "port list --watch %s", o->instance);
+	v.color = v.live && wants_color();
+	if (!v.live) {
+		v.model.changed = print_change;
+		v.model.arg = &v;
+	}
+	if (v.live)
+		fputs("\033[?25l", stdout);	/* no cursor: it would jump about */
+	rc = take_lines(&v, &s, err);
+	if (rc == 0)
+		rc = follow(&v, &s, err);
+	if (v.live) {
+		if (v.stale)
+			draw(&v);
+		fputs("\033[?25h", stdout);
+		fflush(stdout);
+	}
+	port_model_done(&v.model);
+	if (rc != -EPIPE)
+		return rc;
+	log_info("the host agent of `%s` ended", o->instance);
+	return 0;
+}
