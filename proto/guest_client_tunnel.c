@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/base/heap.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "proto/guest_client_impl.h"
@@ -55,6 +56,7 @@ static void check_done(struct guest_tunnel *t)
 	grpc_metadata_array_destroy(&t->trailing);
 	grpc_slice_unref(t->status_text);
 	free(t);
+	heap_trim_later(c->loop);
 	client_check_done(c);
 }
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/base/heap.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "proto/guest_server_impl.h"
@@ -57,6 +58,7 @@ static void check_done(struct guest_stream *st)
 	s->stream_count--;
 	tunnel_io_done(&st->io);
 	free(st);
+	heap_trim_later(s->loop);
 	server_check_done(s);
 }
 

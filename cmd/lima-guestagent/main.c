@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
-#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +10,7 @@
 
 #include "guestagent/agent.h"
 #include "guestagent/provision.h"
+#include "lib/base/heap.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "proto/relay.h"
@@ -140,8 +140,7 @@ static void tune_process(void)
 {
 	struct rlimit files;
 
-	mallopt(M_ARENA_MAX, 2);	/* gRPC's threads would each get one */
-	mallopt(M_TRIM_THRESHOLD, 256 * 1024);
+	heap_setup();
 	setenv("UV_THREADPOOL_SIZE", "1", 1);	/* only touch.c uses it */
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
 		files.rlim_max = MAX(files.rlim_max, (rlim_t)FILES_WANTED);	/* root may */

@@ -2,6 +2,7 @@
 #include "hostagent/agent.h"
 
 #include "cmd/limactl/args.h"
+#include "lib/base/heap.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/store/layout.h"
@@ -26,6 +27,7 @@ static int run(const struct args *a)
 		.guest_agent = args_str(a, "guestagent"),
 	};
 
+	heap_setup();
 	log_setup(args_bool(a, "debug", false) ? LOG_TRACE : LOG_DEBUG, LOG_FORMAT_JSON);
 	if (!opts.pid_file || !opts.socket) {
 		log_write(LOG_FATAL, "hostagent: --pidfile and --socket are needed");

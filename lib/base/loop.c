@@ -42,9 +42,11 @@ int loop_init(struct loop *loop, struct error *err)
 		uv_loop_close(&loop->uv);
 		return error_sys(err, rc, "event loop: wake handle");
 	}
+	uv_timer_init(&loop->uv, &loop->quiet);	/* cannot fail */
 	loop->wake.data = loop;
 	loop->uv.data = loop;
 	uv_unref((uv_handle_t *)&loop->wake);
+	uv_unref((uv_handle_t *)&loop->quiet);
 	pthread_mutex_init(&loop->lock, NULL);
 	return 0;
 }
@@ -104,6 +106,7 @@ unsigned loop_done(struct loop *loop)
 
 	on_wake(&loop->wake);
 	uv_close((uv_handle_t *)&loop->wake, NULL);
+	uv_close((uv_handle_t *)&loop->quiet, NULL);
 	uv_run(&loop->uv, UV_RUN_NOWAIT);
 	uv_walk(&loop->uv, name_leftover, &left);
 	/* closes of one batch may start others: a few turns, without waiting */

@@ -18,6 +18,7 @@ struct loop_item;
 struct loop {
 	uv_loop_t uv;
 	uv_async_t wake;
+	uv_timer_t quiet;		/* heap.h; does not keep the loop alive */
 	pthread_mutex_t lock;		/* guards head, tail */
 	struct loop_item *head, *tail;
 	unsigned refs;			/* loop_ref() minus loop_unref() */

@@ -5,6 +5,7 @@
 
 #include <cmocka.h>
 
+#include "lib/base/heap.h"
 #include "lib/base/loop.h"
 
 enum { POSTS = 20000 };
@@ -55,6 +56,18 @@ static void test_loop_posts_from_a_thread_arrive_in_order(void **state)
 	assert_int_equal(loop_done(&loop), 0);
 }
 
+static void test_heap_trim_does_not_keep_the_loop(void **state)
+{
+	struct error err = { 0 };
+	struct loop loop;
+
+	assert_int_equal(loop_init(&loop, &err), 0);
+	heap_trim_later(&loop);
+	heap_trim_later(&loop);
+	loop_run(&loop);	/* returns: nothing is left to wait for */
+	assert_int_equal(loop_done(&loop), 0);
+}
+
 static void test_loop_done_counts_leftovers(void **state)
 {
 	struct error err = { 0 };
@@ -70,6 +83,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_loop_posts_from_a_thread_arrive_in_order),
+		cmocka_unit_test(test_heap_trim_does_not_keep_the_loop),
 		cmocka_unit_test(test_loop_done_counts_leftovers),
 	};
 
