@@ -15,7 +15,11 @@
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 
-enum { OWNER_BATCH = 64 }; /* queries answered by one look */
+enum {
+	OWNER_BATCH = 64,	    /* queries answered by one look */
+	OWNER_CMDLINE = 128 * 1024, /* of a command line: QEMU's are long */
+	OWNER_ARGS = 512,
+};
 
 /* --- the look ---------------------------------------------------------------- */
 
@@ -98,12 +102,74 @@ static void find_inodes(struct owner_query *const *queries, struct found *found,
 	}
 }
 
+/* --- whose process ----------------------------------------------------------- */
+
+/* The programs that hold ports for an instance of ours, known by what is on their
+ * command line (drivers/qemu/args.c, hostagent/ssh.c, cmd/limactl/launch.c). */
+static char *instance_of_host_agent(char *const *argv, size_t n)
+{
+	return n > 2 && streq(argv[1], "hostagent") ? xstrdup(argv[n - 1]) : NULL;
+}
+
+static char *instance_of_qemu(char *const *argv, size_t n)
+{
+	for (size_t i = 1; i + 1 < n; i++)
+		if (streq(argv[i], "-name") && strncmp(argv[i + 1], "lima-", 5) == 0)
+			return xasprintf("%.*s", (int)strcspn(argv[i + 1] + 5, ","), argv[i + 1] + 5);
+	return NULL;
+}
+
+/* …/NAME/ssh.sock */
+static char *instance_of_ssh(char *const *argv, size_t n)
+{
+	static const char key[] = "ControlPath=", end[] = "/ssh.sock";
+
+	for (size_t i = 1; i < n; i++) {
+		char *path = argv[i] + strlen(key), *last, *name;
+
+		if (strncmp(argv[i], key, strlen(key)) != 0 || !(last = strstr(path, end)))
+			continue;
+		*last = 0;
+		name = strrchr(path, '/');
+		return name && name[1] ? xstrdup(name + 1) : NULL;
+	}
+	return NULL;
+}
+
+/* NULL: not one of ours, or not to be seen. */
+static char *instance_of(const char *pid)
+{
+	static char *(*const ask[])(char *const *argv, size_t n) = {
+		instance_of_host_agent, instance_of_qemu, instance_of_ssh,
+	};
+	scoped_free char *path = xasprintf("/proc/%s/cmdline", pid);
+	scoped_buf struct buf text = { 0 };
+	struct error err = { 0 };
+	char *argv[OWNER_ARGS], *name = NULL;
+	size_t n = 0;
+
+	if (path_read_file(path, OWNER_CMDLINE, &text, &err) < 0)
+		return NULL;
+	for (size_t at = 0; at < text.len && n < OWNER_ARGS; at += strlen(argv[n++]) + 1)
+		argv[n] = (char *)text.data + at;
+	for (size_t i = 0; n && !name && i < ARRAY_SIZE(ask); i++)
+		name = ask[i](argv, n);
+	return name;
+}
+
 static void name_process(const char *pid, char *out, size_t size)
 {
 	scoped_free char *path = xasprintf("/proc/%s/comm", pid);
+	scoped_free char *instance = instance_of(pid);
 	scoped_buf struct buf comm = { 0 };
 	struct error err = { 0 };
 
+	if (instance) {
+		scoped_free char *name = log_escape(instance, 76); /* reference/cli.md §1 */
+
+		snprintf(out, size, "instance `%s`, pid %s", name, pid);
+		return;
+	}
 	if (path_read_file(path, 4096, &comm, &err) < 0)
 		return;
 	scoped_free char *raw = xstrdup(buf_str(&comm));

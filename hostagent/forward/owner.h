@@ -18,7 +18,9 @@ struct owner_query {
 	int proto;          /* IPPROTO_TCP, IPPROTO_UDP */
 	struct in6_addr ip; /* what we wanted to bind */
 	uint16_t port;
-	char answer[64]; /* "nginx, pid 812", "a process of user 112", "": unknown */
+	/* "nginx, pid 812", "instance `db`, pid 4711" for what runs for one of ours,
+	 * "a process of user 112", "": unknown */
+	char answer[120];
 };
 
 /* The look itself: blocks, any thread. */
