@@ -132,10 +132,18 @@ static void stop_provision(struct agent *a)
 	provision_close(a->provision, stop_next, a);
 }
 
+static void dial_more(void *arg, int proto, struct dial *d)
+{
+	struct agent *a = arg;
+
+	ports_dial(a->ports, proto, d);
+}
+
 static int start_tunnels(struct agent *a, struct error *err)
 {
 	a->touch = touch_new(&a->loop);
 	a->tunnels = tunnels_new(&a->loop);
+	tunnels_set_more(a->tunnels, dial_more, a);
 	return 0;
 }
 

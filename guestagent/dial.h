@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-enum { DIAL_MAX = 2 };
+enum { DIAL_MAX = 4 };	/* two of the text, two of ports_nat_dial() */
 
 union dial_addr {
 	struct sockaddr sa;

@@ -2,6 +2,7 @@
 
 #include "guestagent/ports_bpf.h"
 #include "guestagent/ports_diag.h"
+#include "guestagent/ports_nat.h"
 #include "guestagent/ports_udp.h"
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
@@ -25,6 +26,7 @@ struct ports {
 	struct loop *loop;
 	struct ports_diag *diag;
 	struct ports_bpf *bpf;		/* NULL: polling only */
+	struct ports_nat *nat;		/* NULL: turned off */
 	struct port_set current;
 	struct udp_servers udp;
 	struct udp_range range;
@@ -64,6 +66,8 @@ static int look(struct ports *p, struct port_set *ret, struct error *err)
 			port_set_add(ret, &dump.items[i].port);
 	p->udp_next_ms = udp_servers_judge(&p->udp, &dump, clock_mono_ms(), p->range,
 					   p->bpf ? ask_bpf : NULL, p->bpf, ret);
+	if (p->nat)
+		ports_nat_add(p->nat, ret);
 	if (!port_set_seal(ret))
 		log_warn_limited("ports: more than %d ports serve, the rest is left out",
 				 PORT_SET_MAX);
@@ -136,10 +140,12 @@ static void turn(struct ports *p)
 	else if (p->settle < ARRAY_SIZE(settle_ms))
 		p->settle++;
 	p->kicked = false;
-	if (start_ns / 1000000 - p->last_rescan_ms >= RESCAN_MS) {
+	if (p->last_rescan_ms == 0 || start_ns / 1000000 - p->last_rescan_ms >= RESCAN_MS) {
 		p->last_rescan_ms = start_ns / 1000000;
 		p->range = udp_range_read();
 		ports_diag_retry(p->diag);
+		if (p->nat)
+			ports_nat_rescan(p->nat);
 	}
 	look_and_tell(p);
 	now_ms = clock_mono_ms();
@@ -153,6 +159,7 @@ static void on_timer(uv_timer_t *timer)
 	turn(timer->data);
 }
 
+/* Also what ports_nat.h calls: the list is made anew then. */
 static void on_kick(void *arg)
 {
 	struct ports *p = arg;
@@ -218,6 +225,10 @@ int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed
 		return rc;
 	}
 	p->settle = ARRAY_SIZE(settle_ms);
+	if (!opts->no_nat) {
+		p->nat = ports_nat_new(loop, on_kick, p);
+		p->open_parts++;
+	}
 	plan(p);
 	*ret = p;
 	return 0;
@@ -242,6 +253,18 @@ const char *ports_bpf_problem(const struct ports *p)
 	return p->bpf_problem;
 }
 
+void ports_rescan(struct ports *p)
+{
+	p->last_rescan_ms = 0;
+	on_kick(p);
+}
+
+void ports_dial(struct ports *p, int proto, struct dial *d)
+{
+	if (p->nat)
+		ports_nat_dial(p->nat, proto, d);
+}
+
 void ports_close(struct ports *p, void (*closed)(void *arg), void *arg)
 {
 	if (p->closing)
@@ -252,4 +275,6 @@ void ports_close(struct ports *p, void (*closed)(void *arg), void *arg)
 	uv_close((uv_handle_t *)&p->timer, on_timer_closed);
 	if (p->bpf)
 		ports_bpf_close(p->bpf, part_closed, p);
+	if (p->nat)
+		ports_nat_close(p->nat, part_closed, p);
 }

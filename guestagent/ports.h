@@ -15,10 +15,12 @@
  * no sooner than 8 T later: at most a ninth of one CPU, however busy the guest
  * (0.2 ms at ten listeners, 48 ms at 20,000 under TCG; prototypes/ports.md).
  *
- * Which UDP sockets count: ports_udp.h.
+ * Which UDP sockets count: ports_udp.h. Ports without a socket, published by
+ * address translation: ports_nat.h, which has its own events.
  */
 #pragma once
 
+#include "guestagent/dial.h"
 #include "guestagent/ports_list.h"
 #include "lib/base/error.h"
 #include "lib/base/loop.h"
@@ -28,6 +30,7 @@ struct ports;
 struct ports_options {
 	bool no_bpf;	/* for tests and as a way out: poll */
 	bool no_diag;	/* read /proc/net */
+	bool no_nat;	/* sockets only */
 };
 
 /* The list changed; sets are borrowed for the call, ports_current() is new. */
@@ -44,6 +47,12 @@ const struct port_set *ports_current(const struct ports *p);
 const char *ports_mode(const struct ports *p);
 /* Why BPF could not be had, "" when it could. */
 const char *ports_bpf_problem(const struct ports *p);
+
+/* Look at everything now, as every 30 s. */
+void ports_rescan(struct ports *p);
+
+/* What else to connect to, or to send to, for what @d says; any thread. */
+void ports_dial(struct ports *p, int proto, struct dial *d);
 
 /* No @changed follows; @closed runs when all is freed. */
 void ports_close(struct ports *p, void (*closed)(void *arg), void *arg);

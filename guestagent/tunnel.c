@@ -20,6 +20,8 @@ struct tunnels {
 	struct tunnel *first;
 	unsigned count;
 	uint8_t *spare;		/* READ_BYTES, or NULL */
+	tunnel_more_fn more;	/* or NULL */
+	void *more_arg;
 	bool closing;
 	void (*closed)(void *arg);
 	void *closed_arg;
@@ -31,6 +33,12 @@ struct tunnels *tunnels_new(struct loop *loop)
 
 	t->loop = loop;
 	return t;
+}
+
+void tunnels_set_more(struct tunnels *t, tunnel_more_fn more, void *arg)
+{
+	t->more = more;
+	t->more_arg = arg;
 }
 
 unsigned tunnels_count(const struct tunnels *t)
@@ -138,10 +146,13 @@ void tunnels_open(struct tunnels *t, struct guest_stream *s, int proto, const ch
 	} else if (t->count >= TUNNEL_MAX || t->closing) {
 		log_warn_limited("tunnel: %u are open already, `%s` refused", t->count, guest_addr);
 		tunnel_refuse(s, -EMFILE);
-	} else if (proto == IPPROTO_TCP) {
-		tunnel_tcp_open(t, s, &to);
-	} else if (proto == IPPROTO_UDP) {
-		tunnel_udp_open(t, s, &to);
+	} else if (proto == IPPROTO_TCP || proto == IPPROTO_UDP) {
+		if (t->more)
+			t->more(t->more_arg, proto, &to);
+		if (proto == IPPROTO_TCP)
+			tunnel_tcp_open(t, s, &to);
+		else
+			tunnel_udp_open(t, s, &to);
 	} else {
 		tunnel_refuse(s, -EPROTONOSUPPORT);
 	}

@@ -16,6 +16,7 @@
  */
 #pragma once
 
+#include "guestagent/dial.h"
 #include "lib/base/loop.h"
 #include "proto/guest_server.h"
 
@@ -27,6 +28,9 @@ enum {
 };
 
 struct tunnels *tunnels_new(struct loop *loop);
+/* Adds to what a tunnel is to connect to (ports_dial()). */
+typedef void (*tunnel_more_fn)(void *arg, int proto, struct dial *d);
+void tunnels_set_more(struct tunnels *t, tunnel_more_fn more, void *arg);
 unsigned tunnels_count(const struct tunnels *t);
 
 /* For guest_server_callbacks.tunnel: answers opened or refused, later or now. */

@@ -1,5 +1,6 @@
 lima_unit(ports_udp lima_guestagent)
 lima_unit(ports lima_guestagent)
+lima_unit(ports_nat lima_guestagent)
 lima_unit(tunnel lima_guestagent)
 lima_unit(guest_clock lima_guestagent)
 lima_unit(provision lima_guestagent)

@@ -1,0 +1,400 @@
+#include "guestagent/ports_nat.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <ifaddrs.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "guestagent/nat_legacy.h"
+#include "guestagent/nat_nft.h"
+#include "guestagent/nat_watch.h"
+#include "lib/base/clock.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum {
+	LOCALS_MAX = 1024,
+	READ_DUTY = 8,
+	READ_REST_MAX_MS = 10 * 1000,
+};
+
+/* One reading, on a thread of the pool. */
+struct job {
+	uv_work_t work;
+	struct ports_nat *owner;
+	bool with_nft;
+	bool legacy_there;
+	bool failed;		/* in part: what was known stays */
+	struct nat_ports found;
+	struct error err;
+	uint64_t took_ms;
+};
+
+struct ports_nat {
+	struct loop *loop;
+	void (*changed)(void *arg);
+	void *arg;
+	struct nat_watch *watch;
+	uv_timer_t timer;
+	struct job *job;		/* under way */
+	bool wanted;			/* read again */
+	bool legacy_there;
+	uint64_t next_allowed_ms;
+	pthread_mutex_t lock;		/* guards known: written on the loop only */
+	struct nat_ports known;
+	bool closing;
+	unsigned open_parts;
+	void (*closed)(void *arg);
+	void *closed_arg;
+};
+
+/* --- reading -------------------------------------------------------------- */
+
+static bool read_addr(const struct sockaddr *sa, struct port *ret)
+{
+	*ret = (struct port){ 0 };
+	if (!sa || (sa->sa_family != AF_INET && sa->sa_family != AF_INET6))
+		return false;
+	ret->family = (uint8_t)sa->sa_family;
+	if (sa->sa_family == AF_INET)
+		memcpy(ret->addr, &((const struct sockaddr_in *)(const void *)sa)->sin_addr, 4);
+	else
+		memcpy(ret->addr, &((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr, 16);
+	return true;
+}
+
+/* Those of the uplink first: env_primary() takes the first that will do. */
+static void read_locals(struct nat_env *env)
+{
+	struct ifaddrs *all;
+
+	if (getifaddrs(&all) < 0)
+		return;
+	env->locals = xcalloc(LOCALS_MAX, sizeof(*env->locals));
+	for (int uplink = 1; uplink >= 0; uplink--)
+		for (const struct ifaddrs *a = all; a && env->locals_len < LOCALS_MAX; a = a->ifa_next)
+			if (streq(a->ifa_name, env->uplink) == uplink &&
+			    read_addr(a->ifa_addr, &env->locals[env->locals_len]))
+				env->locals_len++;
+	freeifaddrs(all);
+}
+
+/* The interface of the default route: /proc/net/route has its destination and
+ * mask as hexadecimal numbers. */
+static void read_uplink(struct nat_env *env)
+{
+	scoped_file FILE *f = fopen("/proc/thread-self/net/route", "re");
+	char line[256], name[IFNAMSIZ];
+	unsigned to, mask;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%15s %x %*x %*x %*d %*d %*d %x", name, &to, &mask) == 3 && to == 0 &&
+		    mask == 0) {
+			memcpy(env->uplink, name, sizeof(name));
+			return;
+		}
+}
+
+static bool is_outward(const struct port *p)
+{
+	struct in6_addr a;
+
+	if (p->family == AF_INET)
+		return p->addr[0] != 127;
+	memcpy(&a, p->addr, sizeof(a));
+	return !IN6_IS_ADDR_LOOPBACK(&a) && !IN6_IS_ADDR_LINKLOCAL(&a);
+}
+
+static const struct port *env_primary(const struct nat_env *env, uint8_t family)
+{
+	for (size_t i = 0; i < env->locals_len; i++)
+		if (env->locals[i].family == family && is_outward(&env->locals[i]))
+			return &env->locals[i];
+	return NULL;
+}
+
+/* Where rules leave addresses open, those that will do. */
+static void complete(struct nat_port *p, const struct nat_env *env)
+{
+	static const uint8_t any[16];
+	const struct port *own = env_primary(env, p->port.family);
+
+	if (p->via.port == 0 && own && memcmp(p->port.addr, any, sizeof(any)) == 0) {
+		p->via = *own;
+		p->via.port = p->port.port;
+	}
+	if (p->target.port && own && memcmp(p->target.addr, any, sizeof(any)) == 0)
+		memcpy(p->target.addr, own->addr, sizeof(own->addr));	/* REDIRECT */
+}
+
+static int port_compare(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct nat_port));
+}
+
+static void read_legacy(struct job *j, const struct nat_env *env)
+{
+	static const uint8_t families[] = { AF_INET, AF_INET6 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(families); i++) {
+		struct nat_rules *rules;
+
+		if (!nat_legacy_there(families[i]))
+			continue;
+		j->legacy_there = true;
+		rules = nat_legacy_read(families[i], &j->err);
+		if (!rules) {
+			j->failed = true;
+			continue;
+		}
+		nat_rules_walk(rules, env, &j->found);
+		j->found.full |= nat_rules_full(rules);
+		nat_rules_free(rules);
+	}
+}
+
+static void read_nft(struct job *j, const struct nat_env *env)
+{
+	struct nat_nft_tables *tables = xnew(struct nat_nft_tables);
+
+	if (nat_nft_read(tables, &j->err) < 0)
+		j->failed = true;
+	for (size_t i = 0; i < tables->len; i++) {
+		nat_rules_walk(tables->items[i], env, &j->found);
+		j->found.full |= nat_rules_full(tables->items[i]);
+	}
+	nat_nft_done(tables);
+	free(tables);
+}
+
+static void run_job(uv_work_t *work)
+{
+	struct job *j = container_of(work, struct job, work);
+	uint64_t start_ms = clock_mono_ms();
+	struct nat_env env = { 0 };
+
+	read_uplink(&env);
+	read_locals(&env);
+	if (j->with_nft)
+		read_nft(j, &env);
+	read_legacy(j, &env);
+	for (size_t i = 0; i < j->found.len; i++)
+		complete(&j->found.items[i], &env);
+	free(steal_ptr(&j->found.by_port));	/* sorting makes it useless */
+	if (j->found.len)
+		qsort(j->found.items, j->found.len, sizeof(*j->found.items), port_compare);
+	free(env.locals);
+	j->took_ms = clock_mono_ms() - start_ms;
+}
+
+/* --- the loop's side ------------------------------------------------------ */
+
+static_assert(sizeof(struct nat_port) == 3 * sizeof(struct port) + 2, "compared by memcmp()");
+
+static void plan(struct ports_nat *n);
+
+static void part_closed(void *arg)
+{
+	struct ports_nat *n = arg;
+	void (*closed)(void *arg) = n->closed;
+	void *closed_arg = n->closed_arg;
+
+	if (--n->open_parts)
+		return;
+	nat_ports_done(&n->known);
+	pthread_mutex_destroy(&n->lock);
+	free(n);
+	if (closed)
+		closed(closed_arg);
+}
+
+static void on_timer_closed(uv_handle_t *h)
+{
+	part_closed(h->data);
+}
+
+static void take_result(struct ports_nat *n, struct job *j)
+{
+	struct nat_ports *f = &j->found;
+	bool same = f->len == n->known.len &&
+		    (f->len == 0 ||
+		     memcmp(f->items, n->known.items, f->len * sizeof(*f->items)) == 0);
+
+	if (j->failed) {
+		log_warn_limited("ports: %s, keeping what was known", j->err.msg);
+		return;
+	}
+	if (f->full)
+		log_warn_limited("ports: too many address translation rules, some are left out");
+	if (same)
+		return;
+	pthread_mutex_lock(&n->lock);
+	nat_ports_done(&n->known);
+	n->known = *f;
+	*f = (struct nat_ports){ 0 };
+	pthread_mutex_unlock(&n->lock);
+	n->changed(n->arg);
+}
+
+static void on_job_done(uv_work_t *work, int status)
+{
+	struct job *j = container_of(work, struct job, work);
+	struct ports_nat *n = j->owner;
+
+	n->job = NULL;
+	n->legacy_there = j->legacy_there;
+	n->next_allowed_ms = clock_mono_ms() +
+			     MIN(READ_DUTY * j->took_ms, (uint64_t)READ_REST_MAX_MS);
+	if (!n->closing)
+		take_result(n, j);
+	nat_ports_done(&j->found);
+	free(j);
+	if (n->closing)
+		part_closed(n);
+	else
+		plan(n);
+}
+
+static void start_job(struct ports_nat *n)
+{
+	struct job *j = xnew(struct job);
+
+	n->wanted = false;
+	j->owner = n;
+	j->with_nft = nat_watch_has_nft(n->watch);
+	n->job = j;
+	uv_queue_work(&n->loop->uv, &j->work, run_job, on_job_done);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+	struct ports_nat *n = timer->data;
+
+	if (!n->job)
+		start_job(n);
+}
+
+/* Sleeps without end when nothing is wanted and no legacy table is there. */
+static void plan(struct ports_nat *n)
+{
+	uint64_t now_ms = clock_mono_ms(), wait_ms = n->wanted ? NAT_SETTLE_MS : NAT_LEGACY_MS;
+
+	if (n->closing || n->job || (!n->wanted && !n->legacy_there))
+		return;
+	if (now_ms < n->next_allowed_ms)
+		wait_ms = MAX(wait_ms, n->next_allowed_ms - now_ms);
+	uv_update_time(&n->loop->uv);
+	uv_timer_start(&n->timer, on_timer, wait_ms, 0);
+}
+
+static void on_rules_changed(void *arg)
+{
+	struct ports_nat *n = arg;
+
+	if (n->wanted)
+		return;		/* the timer runs, or the job's end will start it */
+	n->wanted = true;
+	plan(n);
+}
+
+struct ports_nat *ports_nat_new(struct loop *loop, void (*changed)(void *arg), void *arg)
+{
+	struct ports_nat *n = xnew(struct ports_nat);
+
+	n->loop = loop;
+	n->changed = changed;
+	n->arg = arg;
+	pthread_mutex_init(&n->lock, NULL);
+	uv_timer_init(&loop->uv, &n->timer);
+	n->timer.data = n;
+	/* Events first, the reading after: nothing falls between. */
+	n->watch = nat_watch_new(loop, on_rules_changed, n);
+	n->open_parts = 2;
+	start_job(n);
+	return n;
+}
+
+void ports_nat_rescan(struct ports_nat *n)
+{
+	on_rules_changed(n);
+}
+
+void ports_nat_add(const struct ports_nat *n, struct port_set *ret)
+{
+	for (size_t i = 0; i < n->known.len; i++)
+		port_set_add(ret, &n->known.items[i].port);
+}
+
+/* --- dialing -------------------------------------------------------------- */
+
+static bool dial_matches(const union dial_addr *to, const struct port *p)
+{
+	static const uint8_t any[16];
+	bool v4 = to->sa.sa_family == AF_INET;
+	const void *addr = v4 ? (const void *)&to->in.sin_addr : &to->in6.sin6_addr;
+	bool loopback = v4 ? to->in.sin_addr.s_addr == htonl(INADDR_LOOPBACK)
+			   : IN6_IS_ADDR_LOOPBACK(&to->in6.sin6_addr);
+
+	if (to->sa.sa_family != p->family || ntohs(v4 ? to->in.sin_port : to->in6.sin6_port) != p->port)
+		return false;
+	return memcmp(addr, p->addr, v4 ? 4 : 16) == 0 ||
+	       (loopback && memcmp(any, p->addr, sizeof(any)) == 0);
+}
+
+static void dial_add(struct dial *d, const struct port *p)
+{
+	union dial_addr *to = &d->addrs[d->len];
+
+	if (p->port == 0 || d->len == DIAL_MAX)
+		return;
+	d->len++;
+	*to = (union dial_addr){ 0 };
+	if (p->family == AF_INET) {
+		to->in.sin_family = AF_INET;
+		to->in.sin_port = htons(p->port);
+		memcpy(&to->in.sin_addr, p->addr, 4);
+	} else {
+		to->in6.sin6_family = AF_INET6;
+		to->in6.sin6_port = htons(p->port);
+		memcpy(&to->in6.sin6_addr, p->addr, 16);
+	}
+}
+
+void ports_nat_dial(struct ports_nat *n, int proto, struct dial *d)
+{
+	struct dial more = { 0 };
+
+	pthread_mutex_lock(&n->lock);
+	for (size_t i = 0; i < n->known.len && more.len == 0; i++) {
+		const struct nat_port *p = &n->known.items[i];
+
+		if (p->port.proto != proto || !dial_matches(&d->addrs[0], &p->port))
+			continue;
+		if (p->output)
+			dial_add(&more, &p->via);
+		if (!p->output || proto == IPPROTO_TCP)
+			dial_add(&more, &p->target);
+	}
+	pthread_mutex_unlock(&n->lock);
+	if (proto == IPPROTO_UDP && more.len > 0) {
+		struct dial first = *d;
+
+		*d = more;
+		more = first;
+	}
+	for (unsigned i = 0; i < more.len && d->len < DIAL_MAX; i++)
+		d->addrs[d->len++] = more.addrs[i];
+}
+
+void ports_nat_close(struct ports_nat *n, void (*closed)(void *arg), void *arg)
+{
+	assert(!n->closing);
+	n->closing = true;
+	n->closed = closed;
+	n->closed_arg = arg;
+	n->open_parts = 2 + !!n->job;
+	uv_close((uv_handle_t *)&n->timer, on_timer_closed);
+	nat_watch_close(n->watch, part_closed, n);
+}
