@@ -66,3 +66,35 @@ const char *address_text(const struct in6_addr *ip, uint16_t port, char out[ADDR
 	}
 	return out;
 }
+
+static bool parse_port(const char *text, uint16_t *ret)
+{
+	unsigned long port = 0;
+
+	for (; *text >= '0' && *text <= '9' && port <= UINT16_MAX; text++)
+		port = port * 10 + (unsigned long)(*text - '0');
+	if (*text || port == 0 || port > UINT16_MAX)
+		return false;
+	*ret = (uint16_t)port;
+	return true;
+}
+
+bool address_parse(const char *text, struct in6_addr *ret_ip, uint16_t *ret_port)
+{
+	bool v6 = *text == '[';
+	const char *begin = text + v6, *end = strrchr(text, v6 ? ']' : ':');
+	struct in6_addr ip = address_v4(0, 0, 0, 0);
+	char host[INET6_ADDRSTRLEN];
+	uint16_t port;
+
+	if (!end || end < begin || (size_t)(end - begin) >= sizeof(host) || (v6 && end[1] != ':') ||
+	    !parse_port(end + 1 + v6, &port))
+		return false;
+	memcpy(host, begin, (size_t)(end - begin));
+	host[end - begin] = 0;
+	if (inet_pton(v6 ? AF_INET6 : AF_INET, host, v6 ? ip.s6_addr : ip.s6_addr + 12) != 1)
+		return false;
+	*ret_ip = ip;
+	*ret_port = port;
+	return true;
+}

@@ -22,5 +22,8 @@ bool address_is_v4_loopback(const struct in6_addr *ip); /* 127.0.0.1, no other 1
 socklen_t address_to_sockaddr(const struct in6_addr *ip, uint16_t port,
 			      struct sockaddr_storage *ret);
 
+/* The other way round; false when @text is not one. Port 0 is none. */
+bool address_parse(const char *text, struct in6_addr *ret_ip, uint16_t *ret_port);
+
 /* Writes to and returns @out. */
 const char *address_text(const struct in6_addr *ip, uint16_t port, char out[ADDRESS_TEXT_SIZE]);

@@ -35,6 +35,6 @@ void lane_vsock_set_device(struct lane *lane, bool up);
  * older one. Each time it says so: what failed before is tried again at once. */
 void lane_vsock_set_agent(struct lane *lane, uint32_t port);
 
-/* After the forwards were told to use it no more. Connections still on it are
- * reset without a callback. @closed (may be NULL) runs when it is freed. */
+/* After the forwards were told to use it no more. Connections still on it end with
+ * -ECANCELED before this returns. @closed (may be NULL) runs when it is freed. */
 void lane_vsock_close(struct lane *lane, void (*closed)(void *arg), void *arg);

@@ -86,8 +86,7 @@ static void queue_arm(struct tcp_queue *q)
 	}
 }
 
-/* Nobody reads from a client that waits, so one that is gone is seen only by
- * looking: reset, or closed in both directions. */
+/* Nobody reads from a client that waits: that it is gone is seen only by looking. */
 static void drop_gone(struct tcp_queue *q)
 {
 	enum { AT_ONCE = 256 };
@@ -202,12 +201,20 @@ static void conn_count_try(struct tcp_conn *c)
 	}
 }
 
+/* Reset, or closed in both directions. */
+static bool client_is_gone(const struct tcp_conn *c)
+{
+	struct pollfd p = { .fd = c->fd };
+
+	return poll(&p, 1, 0) > 0 && p.revents & (POLLERR | POLLHUP);
+}
+
 static void on_closed(void *arg, const struct error *why)
 {
 	struct tcp_conn *c = arg;
 
 	c->lane = NULL;
-	if (c->state == TCP_OPENING && lane_is_gone(why->code)) {
+	if (c->state == TCP_OPENING && lane_is_gone(why->code) && !client_is_gone(c)) {
 		log_debug("forward: %s lane to guest `%s`: %s", c->lane_name, c->target->guest_addr,
 			  why->msg);
 		conn_count_try(c);

@@ -1,0 +1,198 @@
+#include "test/mock/vsock.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "lib/base/mem.h"
+
+struct vsock_conn { /* refs: the user, a posted turn, the handle */
+	struct vsock *v;
+	struct vsock_conn *prev, *next;
+	struct vsock_conn_callbacks cb;
+	struct vsock_relay relay;
+	enum mock_vsock_mode mode;
+	uv_poll_t poll;
+	bool opened, relaying, watching, moved, dead, posted, replied;
+	int end_code; /* ends with it at the next turn; 1: does not */
+};
+
+static void turn(void *arg);
+
+static void schedule(struct vsock_conn *c)
+{
+	if (c->posted)
+		return;
+	c->posted = true;
+	loop_post(c->v->loop, turn, c);
+}
+
+static void on_handle_closed(uv_handle_t *h)
+{
+	struct vsock_conn *c = h->data;
+
+	c->watching = false;
+	if (!c->posted)
+		free(c);
+}
+
+static void drop(struct vsock_conn *c)
+{
+	assert(!c->dead);
+	c->dead = true;
+	*(c->prev ? &c->prev->next : &c->v->conns) = c->next;
+	if (c->next)
+		c->next->prev = c->prev;
+	c->v->now--;
+	c->v->open -= c->opened;
+	if (c->watching)
+		uv_close((uv_handle_t *)&c->poll, on_handle_closed);
+	else if (!c->posted)
+		free(c);
+}
+
+static void end(struct vsock_conn *c, int code)
+{
+	struct vsock_conn_callbacks cb = c->cb;
+	struct error why = { 0 };
+
+	if (code)
+		error_set(&why, code, "mock vsock: %s", error_text(code));
+	drop(c);
+	cb.ended(cb.arg, &why);
+}
+
+static void on_poll(uv_poll_t *poll, int status, int events)
+{
+	struct vsock_conn *c = poll->data;
+	uint8_t block[4096];
+	ssize_t n;
+
+	if (c->dead)
+		return;
+	n = status < 0 ? -1 : recv(c->relay.fd, block, sizeof(block), MSG_DONTWAIT);
+	if (n < 0 && status == 0 && errno == EAGAIN)
+		return;
+	if (n == 0)
+		shutdown(c->relay.fd, SHUT_WR);
+	if (n <= 0) {
+		end(c, n < 0 ? -EPIPE : 0);
+		return;
+	}
+	c->moved = true;
+	*c->relay.to_guest += (uint64_t)n;
+	*c->relay.from_guest += (uint64_t)n;
+	assert(send(c->relay.fd, block, (size_t)n, MSG_NOSIGNAL) == n);
+}
+
+static void answer(struct vsock_conn *c)
+{
+	struct relay_reply reply = { .magic = htons(RELAY_MAGIC),
+				     .error = htonl(c->v->reply_error) };
+	int rc;
+
+	c->replied = true;
+	rc = c->relay.prologue(c->cb.arg, (const uint8_t *)&reply);
+	if (rc < 0) {
+		end(c, rc);
+		return;
+	}
+	uv_poll_init(&c->v->loop->uv, &c->poll, c->relay.fd);
+	c->poll.data = c;
+	c->watching = true;
+	uv_poll_start(&c->poll, UV_READABLE, on_poll);
+}
+
+static void turn_open(struct vsock_conn *c)
+{
+	if (c->mode == MOCK_VSOCK_REFUSE) {
+		end(c, -ECONNREFUSED);
+	} else if (c->mode == MOCK_VSOCK_ECHO) {
+		c->opened = true;
+		c->v->open++;
+		c->cb.opened(c->cb.arg);
+	}
+}
+
+static void turn(void *arg)
+{
+	struct vsock_conn *c = arg;
+
+	c->posted = false;
+	c->v->connects_in_turn = 0;
+	if (c->dead) {
+		if (!c->watching)
+			free(c);
+	} else if (c->end_code <= 0) {
+		end(c, c->end_code);
+	} else if (!c->opened) {
+		turn_open(c);
+	} else if (c->relaying && !c->replied && !c->v->no_reply) {
+		answer(c);
+	}
+}
+
+void mock_vsock_init(struct vsock *v, struct loop *loop)
+{
+	*v = (struct vsock){ .loop = loop, .up = true };
+}
+
+void mock_vsock_break(struct vsock *v, bool idle_only, int code)
+{
+	for (struct vsock_conn *c = v->conns; c; c = c->next)
+		if (!idle_only || !c->relaying) {
+			c->end_code = code;
+			schedule(c);
+		}
+}
+
+bool vsock_is_up(const struct vsock *v)
+{
+	return v->up;
+}
+
+int vsock_connect(struct vsock *v, uint32_t port, const struct vsock_conn_callbacks *cb,
+		  struct vsock_conn **ret, struct error *err)
+{
+	struct vsock_conn *c;
+
+	assert(port == RELAY_VSOCK_PORT);
+	if (!v->up)
+		return error_set(err, -ENOTCONN, "mock vsock: down");
+	c = xnew(struct vsock_conn);
+	c->v = v;
+	c->cb = *cb;
+	c->mode = v->mode;
+	c->end_code = 1;
+	c->next = v->conns;
+	if (c->next)
+		c->next->prev = c;
+	v->conns = c;
+	v->connects++;
+	v->most_in_turn = MAX(v->most_in_turn, ++v->connects_in_turn);
+	v->now++;
+	schedule(c);
+	*ret = c;
+	return 0;
+}
+
+void vsock_conn_relay(struct vsock_conn *c, const struct vsock_relay *relay)
+{
+	assert(c->opened && !c->relaying && relay->hello_len == sizeof(struct relay_hello));
+	c->relaying = true;
+	c->relay = *relay;
+	memcpy(&c->v->last, relay->hello, sizeof(c->v->last));
+	c->v->relays++;
+	schedule(c);
+}
+
+bool vsock_conn_has_moved(const struct vsock_conn *c)
+{
+	return c->moved;
+}
+
+void vsock_conn_reset(struct vsock_conn *c)
+{
+	c->v->resets++;
+	drop(c);
+}

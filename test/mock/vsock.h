@@ -1,0 +1,36 @@
+/* vsock.h - a guest's vsock without a guest, in the same loop
+ *
+ * Implements what a lane calls of lib/virtio/vsock.h; the program that links this
+ * does not link the device. Plays the guest's agent, too: reads the relay_hello,
+ * answers, then echoes. Answers come from loop_post(), never inside a call.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lib/base/loop.h"
+#include "lib/virtio/vsock.h"
+#include "proto/relay.h"
+
+enum mock_vsock_mode {
+	MOCK_VSOCK_ECHO,
+	MOCK_VSOCK_REFUSE, /* nobody listens: connections end with -ECONNREFUSED */
+	MOCK_VSOCK_SILENT, /* connections are never answered */
+};
+
+struct vsock {
+	struct loop *loop;
+	bool up;
+	enum mock_vsock_mode mode; /* of connections made from now on */
+	uint32_t reply_error;      /* of the agent to a hello */
+	bool no_reply;             /* the agent says nothing */
+	unsigned connects, relays, resets, now, open; /* calls seen; alive; of these opened */
+	unsigned connects_in_turn, most_in_turn;
+	struct relay_hello last;
+	struct vsock_conn *conns;
+};
+
+void mock_vsock_init(struct vsock *v, struct loop *loop);
+/* All connections (@idle_only: those without a client) end with @code. */
+void mock_vsock_break(struct vsock *v, bool idle_only, int code);
