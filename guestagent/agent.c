@@ -139,6 +139,12 @@ static void dial_more(void *arg, int proto, struct dial *d)
 	ports_dial(a->ports, proto, d);
 }
 
+/* From the relay's thread. */
+static void dial_more_tcp(void *arg, struct dial *d)
+{
+	dial_more(arg, IPPROTO_TCP, d);
+}
+
 static int start_tunnels(struct agent *a, struct error *err)
 {
 	a->touch = touch_new(&a->loop);
@@ -159,6 +165,7 @@ static int start_lane(struct agent *a, struct error *err)
 {
 	struct lane_options opts = { .port = a->opts->relay_vsock_port,
 				     .opened = on_lane_opened,
+				     .dial_more = dial_more_tcp,
 				     .arg = a };
 	int rc;
 
