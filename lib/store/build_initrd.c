@@ -10,11 +10,12 @@
 
 enum { FILE_MAX_BYTES = 64 << 20 };
 
-/* The disk first, then what the seed (a SCSI CD), the network and the agent's
- * port need: loaded here it costs a tenth of what udev takes for it. */
+/* The disk first, then what the seed (a SCSI CD), the network, the agent's port and
+ * the vsock need: loaded here it costs a tenth of what udev takes for it, and udev
+ * only comes after sshd. */
 static const char *const wanted_modules[] = {
 	"virtio_pci", "virtio_scsi", "sr_mod", "isofs", "virtio_blk", "ext4",
-	"virtio_net", "virtio_console", NULL,
+	"virtio_net", "virtio_console", "vmw_vsock_virtio_transport", NULL,
 };
 static const char *const applets[] = {
 	"cat", "chmod", "cttyhack", "dmesg", "findfs", "insmod", "ls", "mkdir", "mknod", "mount",

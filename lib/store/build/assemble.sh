@@ -51,6 +51,13 @@ want sysinit.target lima-init.service
 want sysinit.target lima-guestagent.service
 want sysinit.target ssh.service
 want multi-user.target lima-boot.service
+# What systemd-ssh-generator would find out anew at each boot (see below).
+if [ -e "$root"/usr/lib/systemd/system-generators/systemd-ssh-generator ]; then
+	install -m 0644 "$files"/sshd-vsock.socket "$root"/usr/lib/systemd/system/
+	install -m 0644 "$files"/sshd-vsock.service \
+		"$root"/usr/lib/systemd/system/sshd-vsock@.service
+	want sysinit.target sshd-vsock.socket
+fi
 
 mask() {
 	for unit; do
