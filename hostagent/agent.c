@@ -1,5 +1,6 @@
 #include "hostagent/agent.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -37,6 +38,8 @@ static const struct step step_table[] = {
 	{ .name = "seed", .wanted = agent_seed_wanted, .run = agent_seed_run },
 	{ .name = "qemu", .run = agent_driver_run, .abort = agent_driver_abort,
 	  .undo = agent_driver_undo },
+	{ .name = "listeners", .quiet = true, .run = agent_forward_run,
+	  .undo = agent_forward_undo },
 	{ .name = "link", .quiet = true, .wanted = agent_has_link, .run = agent_link_run,
 	  .undo = agent_link_undo },
 	{ .name = "guest up", .run = agent_up_run, .abort = agent_wait_abort },
@@ -154,6 +157,12 @@ static json_t *get_info(void *arg)
 			      "version", LIMA_VERSION, "pid", (int)getpid(), "name", a->o->name,
 			      "status", status_name(a));
 
+	if (!IN6_IS_ADDR_UNSPECIFIED(&a->loopback)) {
+		char text[INET6_ADDRSTRLEN];
+
+		inet_ntop(AF_INET, a->loopback.s6_addr + 12, text, sizeof(text));
+		json_object_set_new(o, "loopback", json_string(text));
+	}
 	if (a->driver)
 		json_object_set_new(o, "driver",
 				    json_pack("{s:s, s:s, s:s, s:s, s:i}", "name",
@@ -264,7 +273,8 @@ static int prepare(struct agent *a, struct error *err)
 	set_waits(a);
 	raise_nofile();
 	a->agent_socket = layout_instance_file(a->dir, FILE_GA_FWD_SOCK);
-	if (load_config(a, err) < 0 || agent_machine_prepare(a, err) < 0)
+	if (load_config(a, err) < 0 || agent_forward_prepare(a, err) < 0 ||
+	    agent_machine_prepare(a, err) < 0)
 		return err->code;
 	return pid_file_write(a->o->pid_file, getpid(), err);
 }

@@ -259,6 +259,8 @@ static void on_master_up(void *arg)
 {
 	struct agent *a = arg;
 
+	if (a->sockets)
+		socket_forwards_set_master(a->sockets, true);
 	if (a->poll)
 		a->poll(a);
 	look_for_agent_over_ssh(a);
@@ -270,7 +272,13 @@ static void on_master_lost(void *arg, const struct error *why)
 
 	log_info("ssh: the master connection is lost: %s", why->msg);
 	a->socket_forwarded = false;
-	if (!a->link || steps_is_stopping(a->steps))
+	if (a->sockets)
+		socket_forwards_set_master(a->sockets, false);
+	if (steps_is_stopping(a->steps))
+		return;
+	if (a->config->plain || socket_forwards_any(a->sockets))
+		ssh_master_ensure(a->master);	/* nobody else may ask for it */
+	if (!a->link)
 		return;
 	guest_link_set_ssh(a->link, false);
 	look_for_agent_over_ssh(a);
@@ -517,7 +525,8 @@ static void poll_forwards(struct agent *a)
 	unsigned n = 0;
 	char detail[64] = "";
 
-	if (!info_of(a)->up || !info_of(a)->has_ports)
+	if (!info_of(a)->up || !info_of(a)->has_ports ||
+	    (ssh_master_is_up(a->master) && !socket_forwards_settled(a->sockets)))
 		return;
 	forward_list(a->forward, count_row, &n);
 	if (n)

@@ -12,6 +12,7 @@
 #include "hostagent/port_json.h"
 #include "hostagent/ready.h"
 #include "hostagent/ssh.h"
+#include "hostagent/socket_forward.h"
 #include "hostagent/ssh_master.h"
 #include "hostagent/steps.h"
 #include "lib/base/child.h"
@@ -46,7 +47,9 @@ struct agent {
 	uint16_t ssh_port;
 	uv_work_t seed_work;
 	struct error seed_err;
+	struct in6_addr loopback;	/* all zero: none of its own */
 	struct forward *forward;
+	struct socket_forwards *sockets;
 	struct port_feed *port_feed;
 	struct guest_link *link;	/* NULL in plain mode */
 	bool link_was_up;
@@ -89,6 +92,12 @@ void agent_driver_force(struct agent *a);
 bool agent_has_link(void *ctx);		/* not in plain mode */
 void agent_link_run(void *ctx, struct steps *s);
 void agent_link_undo(void *ctx, struct steps *s);
+
+/* --- agent_forward.c ----------------------------------------------------- */
+/* Before any step. Blocks for a moment. */
+int agent_forward_prepare(struct agent *a, struct error *err);
+void agent_forward_run(void *ctx, struct steps *s);
+void agent_forward_undo(void *ctx, struct steps *s);
 
 /* --- agent_ports.c ------------------------------------------------------- */
 void agent_ports_init(struct agent *a);

@@ -47,8 +47,10 @@ static int load_secret(struct agent *a, struct error *err)
 static bool vm_may_run(const struct agent *a)
 {
 	scoped_free char *path = layout_instance_file(a->dir, FILE_QEMU_PID);
+	scoped_free char *qmp = layout_instance_file(a->dir, FILE_QMP_SOCK);
 
-	return (a->driver_ops->features & DRIVER_CAN_ADOPT) && pid_file_read(path, NULL) > 0;
+	return (a->driver_ops->features & DRIVER_CAN_ADOPT) &&
+	       (pid_file_read(path, NULL) > 0 || pid_of_listener(qmp, "qemu") > 0);
 }
 
 int agent_machine_prepare(struct agent *a, struct error *err)
@@ -78,6 +80,8 @@ static void on_driver_event(void *arg, enum driver_event event, const char *deta
 		a->guest_shutdown = true;
 	if (event == DRIVER_RESET && steps_is_up(a->steps))
 		events_notice(a->events, "the guest reboots");
+	if (event == DRIVER_RESET && a->master)
+		ssh_master_drop(a->master);
 	if (event == DRIVER_RESUMED && a->link)
 		guest_link_sync_time(a->link);
 	if (event != DRIVER_EXITED)
@@ -340,14 +344,6 @@ bool agent_has_link(void *ctx)
 	return !a->config->plain;
 }
 
-static void on_port_event(void *arg, const struct forward_event *ev)
-{
-	struct agent *a = arg;
-
-	events_port(a->events, ev);
-	port_feed_poke(a->port_feed);
-}
-
 static void on_link_ready(void *arg)
 {
 	struct agent *a = arg;
@@ -372,9 +368,6 @@ static void on_link_lost(void *arg, const struct error *why)
 void agent_link_run(void *ctx, struct steps *s)
 {
 	struct agent *a = ctx;
-	struct error err = ERROR_NONE;
-	struct forward_options fo = { .config = a->config, .ssh_local_port = a->ssh_port,
-				      .event = on_port_event, .arg = a };
 	struct guest_link_options lo = {
 		.loop = &a->loop,
 		.rpc = a->rpc,
@@ -388,31 +381,19 @@ void agent_link_run(void *ctx, struct steps *s)
 		.arg = a,
 	};
 
-	if (forward_new(&a->loop, &fo, &a->forward, &err) < 0) {
-		steps_fail(s, &err);
-		return;
-	}
 	lo.forward = a->forward;
 	a->link = guest_link_new(&lo);
 	guest_link_start(a->link);
 	steps_done(s, "");
 }
 
-static void on_forward_closed(void *arg)
+static void on_link_closed(void *arg)
 {
 	struct agent *a = arg;
 
 	steps_undone(a->steps);
 }
 
-static void on_link_closed(void *arg)
-{
-	struct agent *a = arg;
-
-	forward_close(steal_ptr(&a->forward), on_forward_closed, a);
-}
-
-/* The link first: it feeds the forwards. */
 void agent_link_undo(void *ctx, struct steps *s)
 {
 	struct agent *a = ctx;

@@ -235,6 +235,18 @@ void ssh_master_ensure(struct ssh_master *m)
 		try_now(m);
 }
 
+void ssh_master_drop(struct ssh_master *m)
+{
+	if (m->state == STATE_UP_OURS) {
+		child_signal(m->child, SIGTERM);	/* its exit tells the rest */
+	} else if (m->state == STATE_UP_FOREIGN) {
+		unlink(m->sock);
+		m->state = STATE_REST;
+		error_set(&m->last, -ECONNRESET, "the guest was reset");
+		m->cb.lost(m->cb.arg, &m->last);
+	}
+}
+
 void ssh_master_rest(struct ssh_master *m)
 {
 	if (m->state == STATE_CLOSING || ssh_master_is_up(m))

@@ -33,6 +33,9 @@ struct ssh_master *ssh_master_new(struct loop *loop, const struct ssh_target *t,
 /* Wants it up: tries, with back-off, until it is or ssh_master_rest(). When it is
  * up already: asks a master that is not our child whether it still answers. */
 void ssh_master_ensure(struct ssh_master *m);
+/* The guest it led to is gone (it was reset): ends one that is up at once, which is
+ * then told as lost; nobody waits for keep-alives that nobody answers. */
+void ssh_master_drop(struct ssh_master *m);
 /* Stops trying; one that is up stays. */
 void ssh_master_rest(struct ssh_master *m);
 bool ssh_master_is_up(const struct ssh_master *m);

@@ -52,33 +52,60 @@ static int remove_stale(const struct sockaddr_un *addr, struct error *err)
 	return 0;
 }
 
-int unix_listen(const char *path, int *ret_fd, struct unix_id *ret_id, struct error *err)
+static int fill_address(const char *path, struct sockaddr_un *ret, struct error *err)
 {
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	scoped_fd int fd = -1;
-	struct stat st;
-
-	if (strlen(path) >= sizeof(addr.sun_path))
+	*ret = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	if (strlen(path) >= sizeof(ret->sun_path))
 		return error_set(err, -ENAMETOOLONG,
 				 "`%s` is longer than a socket's name may be (%zu)", path,
-				 sizeof(addr.sun_path) - 1);
-	strcpy(addr.sun_path, path);
-	if (make_parent(path, err) < 0 || remove_stale(&addr, err) < 0 || unix_socket(&fd, err) < 0)
+				 sizeof(ret->sun_path) - 1);
+	strcpy(ret->sun_path, path);
+	return 0;
+}
+
+int unix_prepare(const char *path, struct error *err)
+{
+	struct sockaddr_un addr;
+
+	if (fill_address(path, &addr, err) < 0 || make_parent(path, err) < 0)
+		return err->code;
+	return remove_stale(&addr, err);
+}
+
+int unix_identify(const char *path, struct unix_id *ret)
+{
+	struct stat st;
+
+	if (lstat(path, &st) < 0)
+		return -errno;
+	if (!S_ISSOCK(st.st_mode))
+		return -ENOTSOCK;
+	*ret = (struct unix_id){ st.st_dev, st.st_ino };
+	return 0;
+}
+
+int unix_listen(const char *path, int *ret_fd, struct unix_id *ret_id, struct error *err)
+{
+	struct sockaddr_un addr;
+	scoped_fd int fd = -1;
+
+	if (unix_prepare(path, err) < 0 || fill_address(path, &addr, err) < 0 ||
+	    unix_socket(&fd, err) < 0)
 		return err->code;
 	/* Linux gives the file the socket inode's mode: no moment with a wider one */
 	if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
-	    listen(fd, SOMAXCONN) < 0 || lstat(path, &st) < 0)
+	    listen(fd, SOMAXCONN) < 0)
 		return error_sys(err, -errno, "listen on `%s`", path);
-	*ret_id = (struct unix_id){ st.st_dev, st.st_ino };
+	if (unix_identify(path, ret_id) < 0)
+		return error_set(err, -ENOENT, "`%s` vanished", path);
 	*ret_fd = steal_fd(&fd);
 	return 0;
 }
 
 void unix_remove(const char *path, const struct unix_id *id)
 {
-	struct stat st;
+	struct unix_id now;
 
-	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_dev == id->dev &&
-	    st.st_ino == id->ino)
+	if (unix_identify(path, &now) == 0 && now.dev == id->dev && now.ino == id->ino)
 		unlink(path);
 }

@@ -15,6 +15,11 @@ struct unix_id { /* which file we made: another one of that name is left alone *
 	ino_t ino;
 };
 
+/* Makes the directory and removes a stale socket, for somebody who will listen there.
+ * Errors as below. */
+int unix_prepare(const char *path, struct error *err);
+/* The socket that is there now; negative: none. */
+int unix_identify(const char *path, struct unix_id *ret);
 /* -EADDRINUSE: somebody listens there, -EEXIST: something else than a socket. */
 int unix_listen(const char *path, int *ret_fd, struct unix_id *ret_id, struct error *err);
 void unix_remove(const char *path, const struct unix_id *id);

@@ -46,6 +46,8 @@ static const char *const file_names[] = {
 	[FILE_HA_STDERR] = "ha.stderr.log",
 	[FILE_LOCK] = "lock",
 	[FILE_PROTECTED] = "protected",
+	[FILE_HOST_PORTS] = "host-ports",
+	[FILE_LOOPBACK] = "loopback",
 	[FILE_SOCK_DIR] = "sock",
 };
 static_assert(ARRAY_SIZE(file_names) == FILE_COUNT, "a name for every file");

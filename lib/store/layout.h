@@ -46,6 +46,8 @@ enum instance_file {
 	FILE_HA_STDERR,		/* ha.stderr.log: log, JSON lines */
 	FILE_LOCK,		/* lock: flock, held by who changes the instance */
 	FILE_PROTECTED,		/* protected */
+	FILE_HOST_PORTS,	/* host-ports: those we chose, to choose again */
+	FILE_LOOPBACK,		/* loopback: 127.0.0.x of the instance's own */
 	FILE_SOCK_DIR,		/* sock/: forwarded sockets */
 	FILE_COUNT
 };
