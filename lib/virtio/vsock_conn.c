@@ -97,8 +97,13 @@ static uint32_t better_window(const struct vsock_conn *c)
 
 void conn_forwarded(struct vsock_conn *c, uint32_t len)
 {
+	/* Linux sends no more ahead than its own buffer holds, whatever we gave
+	 * ("vsock/virtio: cap TX credit to local buffer size", also in 6.1): waiting
+	 * for half of a larger window would be for ever. */
+	uint32_t usable = MIN(c->window, c->peer_alloc);
+
 	c->fwd += len;
-	if (c->fwd - c->told_fwd < c->window / 2 || c->guest_eof || c->state > CONN_RELAY)
+	if (c->fwd - c->told_fwd < usable / 2 || c->guest_eof || c->state > CONN_RELAY)
 		return;
 	set_window(c, better_window(c));
 	conn_want(c, WANT_UPDATE);
@@ -272,7 +277,9 @@ void conn_end(struct vsock_conn *c, int code, const char *text, bool tell)
 		/* what the prologue says comes first and may be the reason */
 		conn_notify(c, NOTICE_ENDED | (unjudged ? NOTICE_PROLOGUE : 0));
 	}
-	if (code == 0) {
+	if (c->guest_gone) {
+		conn_forget(c);
+	} else if (code == 0) {
 		c->state = CONN_LINGER;
 		start_timing(c);
 	} else if (tell && !unsent) {

@@ -64,6 +64,7 @@ struct vsock_conn {
 	bool client_eof : 1;		/* read the client's end; SHUTDOWN wanted or sent */
 	bool guest_eof : 1;		/* SHUTDOWN(SEND) came */
 	bool guest_deaf : 1;		/* SHUTDOWN(RCV) came */
+	bool guest_gone : 1;		/* closed in order; what is buffered goes to the client */
 	bool client_shut : 1;		/* FIN sent to the client */
 	bool judged : 1;		/* what precedes the client's bytes is through */
 	bool moved : 1;

@@ -203,14 +203,32 @@ static void on_reset(struct vsock_conn *c, const struct vsock_packet *p)
 	conn_forget(c);
 }
 
+static void reply_reset(struct vsock *v, const struct vsock_packet *p)
+{
+	if (p->op == VSOCK_OP_RST || v->n_replies == REPLIES_MAX)
+		return;
+	v->replies[(v->first_reply + v->n_replies++) % REPLIES_MAX] = (struct reset_reply){
+		.guest_port = p->src_port, .host_port = p->dst_port, .type = p->type,
+	};
+}
+
 /* Closed by the guest: it wants an RST back, else it waits for 8 s
  * (Linux virtio_transport_close). */
-static void on_closed(struct vsock_conn *c, bool in_order)
+static void on_closed(struct vsock_conn *c, const struct vsock_packet *p, bool in_order)
 {
-	if (c->state <= CONN_RELAY)
+	bool guest_knows = c->client_eof && !(c->want & WANT_SHUTDOWN);
+
+	if (c->state == CONN_RELAY && in_order && guest_knows) {
+		/* Both have said all; a slow client has yet to take it. The guest
+		 * need not wait, and must not hear more of what it will not know. */
+		c->guest_gone = true;
+		conn_unwant(c, c->want);
+		reply_reset(c->v, p);
+	} else if (c->state <= CONN_RELAY) {
 		conn_end(c, -ECONNRESET, in_order ? "closed by the guest" : "reset by the guest", true);
-	else if (c->state == CONN_LINGER)
+	} else if (c->state == CONN_LINGER) {
 		conn_rst(c);
+	}
 }
 
 static void on_shutdown(struct vsock_conn *c, const struct vsock_packet *p)
@@ -224,7 +242,7 @@ static void on_shutdown(struct vsock_conn *c, const struct vsock_packet *p)
 	c->guest_eof |= (p->flags & VSOCK_SHUTDOWN_SEND) != 0;
 	c->guest_deaf |= (p->flags & VSOCK_SHUTDOWN_RCV) != 0;
 	if (c->guest_eof && c->guest_deaf)
-		on_closed(c, had_ended);
+		on_closed(c, p, had_ended);
 	else if (c->state == CONN_RELAY)
 		end_to_client(c);
 }
@@ -252,15 +270,6 @@ static void (*const handlers[VSOCK_OP_COUNT])(struct vsock_conn *c, const struct
 	[VSOCK_OP_CREDIT_UPDATE] = on_credit_update,
 	[VSOCK_OP_CREDIT_REQUEST] = on_credit_request,
 };
-
-static void reply_reset(struct vsock *v, const struct vsock_packet *p)
-{
-	if (p->op == VSOCK_OP_RST || v->n_replies == REPLIES_MAX)
-		return;
-	v->replies[(v->first_reply + v->n_replies++) % REPLIES_MAX] = (struct reset_reply){
-		.guest_port = p->src_port, .host_port = p->dst_port, .type = p->type,
-	};
-}
 
 /* The header, and where the payload is. false: there is none, or it is not for us. */
 static bool read_packet(const struct vsock *v, const struct vring_chain *ch, struct vsock_packet *p)
