@@ -30,9 +30,9 @@ static_assert(offsetof(struct relay_buffer, bytes) == sizeof(struct relay_reply)
 static_assert(_Alignof(struct relay_conn) >= 2, "the lowest bit of a pointer tells the side");
 
 static const uint64_t wait_ms[RELAY_WAITS] = {
-	[RELAY_WAIT_HELLO] = 0,		/* bounded by number, not by time */
 	[RELAY_WAIT_CONNECT] = RELAY_CONNECT_MS,
 	[RELAY_WAIT_REPLY] = RELAY_REPLY_MS,
+	[RELAY_WAIT_END] = RELAY_END_MS,
 };
 
 /* Through the control pipe to the thread. The end of the pipe is its end. */

@@ -60,11 +60,11 @@ void relay_conn_reset(struct relay_conn *c)
 }
 
 /* Linux shows a reset from the other end of a vsock as an end of file
- * (net/vmw_vsock/virtio_transport_common.c, virtio_transport_do_close()). It is one
- * when the peer does not want to receive any more either, which an empty send()
- * tells while our sending side is open. After that was shut down, shutting it down
- * again clears the mark by which vsock_connectible_recvmsg() says 0 and not
- * ENOTCONN on a connection that is no more (net/vmw_vsock/af_vsock.c). */
+ * (net/vmw_vsock/virtio_transport_common.c, virtio_transport_do_close()). While our
+ * sending side is open, an empty send() tells: after a reset the peer does not want
+ * to receive either. After that side was shut down, shutting it down again clears the
+ * mark by which vsock_connectible_recvmsg() says 0 and not ENOTCONN on a connection
+ * that is no more (net/vmw_vsock/af_vsock.c). For what that misses, see on_end_of(). */
 static bool host_has_reset(struct relay_conn *c)
 {
 	struct relay_end *host = &c->ends[RELAY_HOST];
@@ -344,16 +344,40 @@ static void read_hello(struct relay_conn *c)
 
 /* --- bytes ------------------------------------------------------------------ */
 
+/* A reset that finds unread bytes leaves the connection standing, so if there were
+ * any since we shut down our sending side, the end that follows them may be either.
+ * But host_has_reset() made the kernel send another packet, and to one of a
+ * connection it does not know the host answers with a reset, which finds none. */
+static bool end_is_in_doubt(struct relay_conn *c)
+{
+	return c->ends[RELAY_HOST].shut && c->host_spoke_late;
+}
+
 static void on_end_of(struct relay_conn *c, struct relay_end *from)
 {
 	from->readable = from->look = false;
+	if (c->wait == RELAY_WAIT_END)
+		return;
 	if (from == &c->ends[RELAY_HOST] && host_has_reset(c)) {
 		relay_conn_reset(c);
+		return;
+	}
+	if (from == &c->ends[RELAY_HOST] && end_is_in_doubt(c)) {
+		relay_wait_for(c, RELAY_WAIT_END);
 		return;
 	}
 	from->eof = true;
 	if (from == &c->ends[RELAY_SERVER] && c->server_broken)
 		c->state = RELAY_DRAINING;
+}
+
+static void on_doubt_over(struct relay_conn *c)
+{
+	relay_wait_for(c, RELAY_WAIT_NONE);
+	if (host_has_reset(c))
+		relay_conn_reset(c);
+	else
+		c->ends[RELAY_HOST].eof = true;
 }
 
 static void on_read_failed(struct relay_conn *c, struct relay_end *from)
@@ -379,6 +403,7 @@ static void step(struct relay_conn *c, struct relay_end *from)
 		 * (epoll(7)), but an end that was already told of does not. */
 		if ((size_t)n < sizeof(b->bytes) && !from->hung_up)
 			from->readable = false;
+		c->host_spoke_late |= from->shut;
 		pass_on(c, to, b, (size_t)n);
 	} else if (n == 0) {
 		on_end_of(c, from);
@@ -416,12 +441,12 @@ static bool can_go_on(struct relay_conn *c, const struct relay_end *from)
 
 /* An end cannot be read while the server takes nothing, but a reset is worth
  * knowing at once, for the server may never read again; likewise one that follows
- * an end of file. */
+ * an end of file. Not with our side shut down, where looking is an event itself. */
 static void look_for_reset(struct relay_conn *c)
 {
 	struct relay_end *host = &c->ends[RELAY_HOST];
 
-	if (!host->look || c->state != RELAY_OPEN)
+	if (!host->look || host->shut || c->state != RELAY_OPEN)
 		return;
 	host->look = false;
 	if ((host->eof || c->ends[RELAY_SERVER].pending) && host_has_reset(c))
@@ -491,6 +516,7 @@ void relay_conn_timeout(struct relay_conn *c)
 	case RELAY_WAIT_HELLO: close_both(c); break;
 	case RELAY_WAIT_CONNECT: refuse(c, ETIMEDOUT); break;
 	case RELAY_WAIT_REPLY: send_reply(c); break;
+	case RELAY_WAIT_END: on_doubt_over(c); break;
 	default: assert(0);
 	}
 }

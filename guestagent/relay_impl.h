@@ -24,8 +24,14 @@ enum relay_state {
 
 /* What a connection waits for by time. Each has its own queue in order of
  * deadlines, for each has one length. */
-enum relay_wait { RELAY_WAIT_HELLO, RELAY_WAIT_CONNECT, RELAY_WAIT_REPLY, RELAY_WAITS,
-		  RELAY_WAIT_NONE = RELAY_WAITS };
+enum relay_wait {
+	RELAY_WAIT_HELLO,	/* without a deadline: bounded by number */
+	RELAY_WAIT_CONNECT,
+	RELAY_WAIT_REPLY,
+	RELAY_WAIT_END,		/* of file, or was it a reset? */
+	RELAY_WAITS,
+	RELAY_WAIT_NONE = RELAY_WAITS,
+};
 
 struct relay_end {
 	int fd;			/* -1: none */
@@ -45,6 +51,7 @@ struct relay_conn {
 	enum relay_state state;
 	enum relay_wait wait;
 	bool reply_due;		/* goes in front of what the host gets first */
+	bool host_spoke_late;	/* after we had shut down sending to it */
 	bool server_broken;	/* does not take any more; what it sent is still read */
 	bool queued;		/* in `busy` */
 	uint8_t dialled;	/* addresses tried */
