@@ -19,9 +19,14 @@ static void set_text(json_t *o, const char *key, const char *s)
 static void set_since(json_t *o, uint64_t since_ms, uint64_t now_ms)
 {
 	char text[sizeof("2026-01-02T15:04:05Z")];
-	time_t at = time(NULL) - (time_t)((now_ms - MIN(since_ms, now_ms)) / 1000);
+	struct timespec now;
 	struct tm tm;
+	time_t at;
 
+	clock_gettime(CLOCK_REALTIME, &now);
+	/* rounded: the two clocks tick apart, and the same moment is told again and again */
+	at = (time_t)((now.tv_sec * 1000 + now.tv_nsec / 1000000 -
+		       (int64_t)(now_ms - MIN(since_ms, now_ms)) + 500) / 1000);
 	if (!since_ms || !gmtime_r(&at, &tm))
 		return;
 	strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &tm);

@@ -208,7 +208,7 @@ static void say_ready(const struct instance *inst, const struct follow *f, struc
 		f->waiting_forwards ? xasprintf(" (%u forwards waiting)", f->waiting_forwards)
 				    : xstrdup("");
 
-	ui_note(ui, "READY in %.1f s%s   limactl shell %s · limactl list · limactl stop %s",
+	ui_note(ui, "READY in %.1f s%s   limactl shell %s · limactl port list · limactl stop %s",
 		(double)(clock_mono_ms() - began) / 1000, waiting, inst->name, inst->name);
 	if (*inst->config->message)
 		log_info("%s", inst->config->message);

@@ -17,7 +17,7 @@
 #include "lib/store/layout.h"
 
 enum {
-	SETTLE_MS = 2000,	/* finding out who has a port takes some ms */
+	SETTLE_MS = 500,	/* finding out who has a port takes some ms; it may be nobody knows */
 	YAML_MAX_BYTES = 4 << 20,
 };
 
@@ -78,7 +78,7 @@ static bool is_one_of(const json_t *row, const json_t *rules)
 	return false;
 }
 
-/* Some row of ours stands between two states. */
+/* Some row of ours waits, and not yet known is for whom: "… (nginx, pid 812)". */
 static bool is_unsettled(const json_t *rows, const json_t *rules)
 {
 	const json_t *row;
@@ -86,7 +86,7 @@ static bool is_unsettled(const json_t *rows, const json_t *rules)
 
 	json_array_foreach(rows, i, row)
 		if (is_one_of(row, rules) && streq(port_rows_get(row, "state"), "waiting") &&
-		    !*port_rows_get(row, "error"))
+		    !strchr(port_rows_get(row, "error"), '('))
 			return true;
 	return false;
 }
@@ -117,7 +117,7 @@ static int show_rules(const char *socket, const json_t *rules, bool quiet, struc
 	json_array_foreach(rows, i, row) {
 		if (!is_one_of(row, rules))
 			continue;
-		if (quiet) {
+		if (quiet && streq(port_rows_get(row, "state"), "forwarding")) {
 			puts(port_rows_get(row, "hostAddr"));
 			continue;
 		}
@@ -243,10 +243,13 @@ static int tell_missing(const char *text, const struct port_spec *s, const json_
 	size_t i;
 
 	json_array_foreach(rules, i, rule) {
-		if (!is_live(rule) && port_spec_is_rule(s, rule))
+		if (!is_live(rule) && port_spec_is_rule(s, rule)) {
+			scoped_free char *guest = port_spec_guest_of_rule(rule);
+
 			return error_set(err, -EPERM, "`%s` is %s of lima.yaml and stays; keep it closed "
-					 "for now with: limactl port add --ignore %s GUESTPORT", text,
-					 port_rows_get(rule, "name"), instance);
+					 "for now with: limactl port add --ignore %s %s", text,
+					 port_rows_get(rule, "name"), instance, guest);
+		}
 		if (is_live(rule))
 			strv_take(&live, port_spec_of_rule(rule));
 	}

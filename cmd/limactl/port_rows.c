@@ -9,7 +9,10 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
-enum { CELL_MAX_BYTES = 200 };
+enum {
+	CELL_MAX_BYTES = 200,
+	RATE_WIDTH = sizeof("1023 KiB/s") - 1,
+};
 
 static const char nothing[] = "–";
 
@@ -136,8 +139,11 @@ void port_rows_begin(struct text_table *t, unsigned columns)
 		strv_add_all(&t->cells, "IN/S", "OUT/S", "LATENCY", NULL);
 	strv_add_all(&t->cells, "ERRORS", "NOTE", NULL);
 	t->n_columns = t->cells.len;
-	for (size_t c = numbers; c < t->n_columns - 1; c++)
+	for (size_t c = numbers; c < t->n_columns - 1; c++) {
 		t->right |= 1ul << c;
+		if (columns & PORT_RATES)
+			t->widths[c] = RATE_WIDTH;	/* drawn again and again: it must not jump */
+	}
 }
 
 void port_rows_add(struct text_table *t, unsigned columns, const char *instance, const json_t *row,
@@ -180,6 +186,38 @@ static bool has_row(const json_t *ports, uint64_t rule_id)
 	return false;
 }
 
+/* "127.0.0.1:80", "[::1]:80": its port lies in the rule's range. */
+static bool is_about(const json_t *rule, const json_t *row)
+{
+	const json_t *range = json_object_get(rule, "guestPortRange");
+	const char *colon = strrchr(port_rows_get(row, "guestAddr"), ':');
+	const char *proto = port_rows_get(rule, "proto");
+	json_int_t port = colon ? strtol(colon + 1, NULL, 10) : 0;
+
+	if (!streq(proto, "any") && !streq(proto, port_rows_get(row, "protocol")))
+		return false;
+	return port && port >= json_integer_value(json_array_get(range, 0)) &&
+	       port <= json_integer_value(json_array_get(range, 1));
+}
+
+/* Why no row is this rule's; caller frees. */
+static char *why_idle(const json_t *rule, const json_t *ports)
+{
+	const json_t *row;
+	size_t i;
+
+	if (json_is_true(json_object_get(rule, "ignore")))
+		return xstrdup("");
+	json_array_foreach(ports, i, row) {
+		const char *other = port_rows_get(row, "rule");
+
+		if (is_about(rule, row))
+			return xasprintf("%s decides about %s", *other ? other : "another rule",
+					 port_rows_get(row, "guestAddr"));
+	}
+	return xstrdup("nothing listens on it in the guest");
+}
+
 json_t *port_rows_idle(const json_t *ports, const json_t *rules)
 {
 	json_t *list = json_array();
@@ -193,14 +231,13 @@ json_t *port_rows_idle(const json_t *ports, const json_t *rules)
 		if (!streq(port_rows_get(rule, "origin"), "live") || has_row(ports, id))
 			continue;
 		scoped_free char *guest = port_spec_guest_of_rule(rule);
-		scoped_free char *host = port_spec_host_of_rule(rule);
+		scoped_free char *host = port_spec_host_of_rule(rule), *why = why_idle(rule, ports);
 		json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:s}",
 						      "protocol", port_rows_get(rule, "proto"),
 						      "guestAddr", guest, "hostAddr", host, "state",
 						      ignores ? "ignored" : "idle", "origin", "live",
 						      "rule", port_rows_get(rule, "name"), "ruleId",
-						      (json_int_t)id, "error", ignores ? "" :
-						      "nothing listens on it in the guest"));
+						      (json_int_t)id, "error", why));
 	}
 	return list;
 }

@@ -17,7 +17,8 @@ struct text_table {
 	size_t n_columns;	/* at most TEXT_TABLE_COLUMNS */
 	unsigned long right;	/* bit n: column n is flush right */
 	struct strv cells;
-	size_t widths[TEXT_TABLE_COLUMNS], measured;	/* of so many cells */
+	size_t widths[TEXT_TABLE_COLUMNS];	/* at least so wide */
+	size_t measured;	/* cells that widths has seen */
 };
 
 void text_table_done(struct text_table *t);

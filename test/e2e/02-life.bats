@@ -137,6 +137,43 @@ teardown_file() { drop_home; }
 	until_ok 20 net tcp 127.0.0.1 "$PORT_C" mine
 }
 
+@test "port list, add, remove and watch, while it runs" {
+	local port host watcher
+	port=$(free_port) host=$(free_port)
+	serve live python3 /tmp/net.py serve-tcp 127.0.0.1 "$port"
+	until_ok 20 net tcp 127.0.0.1 "$port" x
+	limactl port list life | grep -Eq "^tcp +127.0.0.1:$port +127.0.0.1:$port +forwarding"
+
+	limactl port list --watch life >"$LIMA_HOME/watch" 3>&- &
+	watcher=$!
+	until_ok 10 grep -q ":$port on 127.0.0.1:$port: forwarding" "$LIMA_HOME/watch"
+	[[ $(limactl port add -q life "$host:$port") == 127.0.0.1:$host ]]
+	[[ $(net tcp 127.0.0.1 "$host" hello) == "5 bytes: hello" ]]
+	until_ok 10 net refused 127.0.0.1 "$port"
+	until_ok 10 grep -q ":$port on 127.0.0.1:$host: forwarding" "$LIMA_HOME/watch"
+	limactl port list --json life | grep ":$host\"" | grep -q '"origin":"live".*"connectionsTotal":[1-9]'
+
+	run limactl port add life "$host:$port"
+	fails_with 1 "such a rule"
+	run limactl port add life 70000:80
+	fails_with 1 "is not a port"
+	run curl -s --unix-socket "$LIMA_HOME/life/ha.sock" -d '{"guestPort": 0}' http://lima/v1/ports
+	[[ $output == '{"error":'* ]]
+	run limactl port remove life "$PORT_B"
+	fails_with 1 "limactl port add --ignore life $PORT_A"
+
+	limactl port remove life "$host"
+	until_ok 10 net tcp 127.0.0.1 "$port" back
+	net refused 127.0.0.1 "$host"
+	limactl port add life --ignore "$port"
+	until_ok 10 net refused 127.0.0.1 "$port"
+	limactl port remove life --all
+	until_ok 10 net tcp 127.0.0.1 "$port" back
+
+	kill -INT "$watcher"
+	wait "$watcher"
+}
+
 @test "the host agent answers on ha.sock" {
 	local info
 	info=$(curl -sf --unix-socket "$LIMA_HOME/life/ha.sock" http://lima/v1/info)
@@ -181,6 +218,8 @@ teardown_file() { drop_home; }
 	run limactl stop life
 	fails_with 1 "not running"
 	run limactl shell life true
+	fails_with 1 "limactl start life"
+	run limactl port list life
 	fails_with 1 "limactl start life"
 }
 

@@ -52,17 +52,21 @@ static void test_port_view_table(void **state)
 /* Somebody added a rule and asks where it is, though nobody listens yet. */
 static void test_port_view_rule_without_listener(void **state)
 {
-	json_t *ports = json_loads("[" ROW("127.0.0.1:80", "127.0.0.1:80", "forwarding", "", ",\"ruleId\":3") "]",
+	json_t *ports = json_loads("[" ROW("127.0.0.1:90", "127.0.0.1:90", "forwarding", "", ",\"ruleId\":3,\"rule\":\"live rule 3\"") "]",
 				   0, NULL);
 	json_t *rules = json_loads(
 		"[{\"id\":3,\"origin\":\"live\"},"
 		"{\"id\":4,\"origin\":\"live\",\"name\":\"live rule 4\",\"proto\":\"any\",\"guestIP\":\"127.0.0.1\","
 		"\"guestPortRange\":[80,80],\"hostIP\":\"127.0.0.1\",\"hostPortRange\":[8080,8080]},"
+		"{\"id\":5,\"origin\":\"live\",\"proto\":\"tcp\",\"guestIP\":\"127.0.0.1\","
+		"\"guestPortRange\":[89,90],\"hostIP\":\"127.0.0.1\",\"hostPortRange\":[189,190]},"
 		"{\"id\":1,\"origin\":\"file\",\"guestPortRange\":[1,2],\"hostPortRange\":[1,2]}]", 0, NULL);
 	json_t *idle = port_rows_idle(ports, rules);
 	scoped_free char *line = port_rows_line(json_array_get(idle, 0));
+	scoped_free char *shadowed = port_rows_line(json_array_get(idle, 1));
 
-	assert_int_equal(json_array_size(idle), 1);
+	assert_int_equal(json_array_size(idle), 2);
+	assert_string_equal(shadowed, "tcp 89-90 on 189-190: idle: live rule 3 decides about 127.0.0.1:90");
 	assert_string_equal(line, "any 80 on 8080: idle: nothing listens on it in the guest");
 	json_decref(ports);
 	json_decref(rules);
