@@ -118,7 +118,8 @@ static bool part_start(struct nat_watch *w, struct part *p, int protocol, int gr
 	    setsockopt(p->fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof(group)) < 0 ||
 	    uv_poll_init(&w->loop->uv, &p->poll, p->fd) < 0) {
 		log_debug("ports: no events of netlink %d: %s", protocol, strerror(errno));
-		scoped_close_fd(&p->fd);
+		close(p->fd);
+		p->fd = -1;
 		return false;
 	}
 	p->poll.data = p;
@@ -167,7 +168,7 @@ static void on_part_closed(uv_handle_t *h)
 	struct part *p = h->data;
 	struct nat_watch *w = p->watch;
 
-	scoped_close_fd(&p->fd);
+	close(p->fd);
 	if (--w->open_parts == 0)
 		done(w);
 }

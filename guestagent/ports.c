@@ -1,6 +1,7 @@
 #include "guestagent/ports.h"
 
 #include "guestagent/ports_bpf.h"
+#include "guestagent/ports_destroy.h"
 #include "guestagent/ports_diag.h"
 #include "guestagent/ports_nat.h"
 #include "guestagent/ports_udp.h"
@@ -13,12 +14,14 @@ enum {
 	POLL_FAST_MS = 100,
 	POLL_SLOW_MS = 1000,
 	POLL_FAST_FOR_MS = 3000,	/* after the last change */
-	DUMP_DUTY = 8,			/* rest this many times what a dump took */
+	DUMP_DUTY = 8,			/* rest this many times what a dump took … */
+	DUMP_BURST_MS = 40,		/* … beyond so much, so 5 ms of dumps in a row are free */
 	DUMP_REST_MAX_MS = 1000,
 };
 
-/* When to look again after a kick, in ms; the last one ends the series. */
-static const uint16_t settle_ms[] = { 2, 10, 100, 1000 };
+/* When to look again after a kick, in ms; the last one ends the series. The first
+ * is left out when the look at the kick itself found something. */
+static const uint16_t settle_ms[] = { 0, 1, 4, 15, 100, 1000 };
 
 struct ports {
 	ports_changed_fn changed;
@@ -26,6 +29,7 @@ struct ports {
 	struct loop *loop;
 	struct ports_diag *diag;
 	struct ports_bpf *bpf;		/* NULL: polling only */
+	struct ports_destroy *destroy;	/* NULL: not needed, or not to be had */
 	struct ports_nat *nat;		/* NULL: turned off */
 	struct port_set current;
 	struct udp_servers udp;
@@ -34,7 +38,7 @@ struct ports {
 	unsigned settle;		/* next index into settle_ms; its size: settled */
 	bool kicked;			/* a kick since the last look */
 	bool closing;
-	uint64_t next_allowed_ms;	/* the duty limit */
+	uint64_t rested_at_ms;		/* the duty limit: all dumps are paid for then */
 	uint64_t last_change_ms;
 	uint64_t last_rescan_ms;
 	uint64_t poll_ms;
@@ -74,24 +78,26 @@ static int look(struct ports *p, struct port_set *ret, struct error *err)
 	return 0;
 }
 
-static void look_and_tell(struct ports *p)
+/* True: something changed. */
+static bool look_and_tell(struct ports *p)
 {
 	struct error err = ERROR_NONE;
 	scoped_port_set struct port_set now = { 0 }, added = { 0 }, removed = { 0 };
 
 	if (look(p, &now, &err) < 0) {
 		log_warn_limited("ports: %s, keeping the last list", err.msg);
-		return;
+		return false;
 	}
 	port_set_diff(&p->current, &now, &added, &removed);
 	if (added.len == 0 && removed.len == 0)
-		return;
+		return false;
 	port_set_done(&p->current);
 	p->current = now;
 	now = (struct port_set){ 0 };
 	p->last_change_ms = clock_mono_ms();
 	p->poll_ms = POLL_FAST_MS;
 	p->changed(p->arg, &added, &removed);
+	return true;
 }
 
 static bool needs_polling(const struct ports *p)
@@ -107,6 +113,23 @@ static uint64_t next_poll_ms(struct ports *p, uint64_t now_ms)
 }
 
 static void on_timer(uv_timer_t *timer);
+
+/* How long the duty limit still forbids to look. A change often is two kicks and
+ * a look that comes a little early; only who keeps at it is slowed down. */
+static uint64_t rest_ms(const struct ports *p, uint64_t now_ms)
+{
+	return p->rested_at_ms > now_ms + DUMP_BURST_MS ? p->rested_at_ms - now_ms - DUMP_BURST_MS
+							: 0;
+}
+
+static void pay(struct ports *p, uint64_t took_ns)
+{
+	uint64_t now_ms = clock_mono_ms();
+	uint64_t due_ms = (DUMP_DUTY * took_ns + 999999) / 1000000;
+
+	p->rested_at_ms = MAX(p->rested_at_ms, now_ms) + due_ms;
+	p->rested_at_ms = MIN(p->rested_at_ms, now_ms + DUMP_BURST_MS + DUMP_REST_MAX_MS);
+}
 
 /* The earliest of everything that asks for a look, but not before the duty
  * limit allows. */
@@ -125,17 +148,17 @@ static void plan(struct ports *p)
 		wait_ms = MIN(wait_ms, p->udp_next_ms);
 	if (needs_polling(p))
 		wait_ms = MIN(wait_ms, next_poll_ms(p, now_ms));
-	if (now_ms < p->next_allowed_ms)
-		wait_ms = MAX(wait_ms, p->next_allowed_ms - now_ms);
+	wait_ms = MAX(wait_ms, rest_ms(p, now_ms));
 	uv_update_time(&p->loop->uv);
 	uv_timer_start(&p->timer, on_timer, wait_ms, 0);
 }
 
 static void turn(struct ports *p)
 {
-	uint64_t start_ns = clock_mono_ns(), now_ms, rest_ms;
+	uint64_t start_ns = clock_mono_ns();
+	bool kicked = p->kicked;
 
-	if (p->kicked)
+	if (kicked)
 		p->settle = 0;
 	else if (p->settle < ARRAY_SIZE(settle_ms))
 		p->settle++;
@@ -147,10 +170,9 @@ static void turn(struct ports *p)
 		if (p->nat)
 			ports_nat_rescan(p->nat);
 	}
-	look_and_tell(p);
-	now_ms = clock_mono_ms();
-	rest_ms = DUMP_DUTY * (clock_mono_ns() - start_ns) / 1000000;
-	p->next_allowed_ms = now_ms + MIN(rest_ms, (uint64_t)DUMP_REST_MAX_MS);
+	if (look_and_tell(p) && kicked)
+		p->settle = 1;
+	pay(p, clock_mono_ns() - start_ns);
 	plan(p);
 }
 
@@ -167,7 +189,7 @@ static void on_kick(void *arg)
 	if (p->closing || p->kicked)
 		return;
 	p->kicked = true;
-	if (clock_mono_ms() >= p->next_allowed_ms)
+	if (rest_ms(p, clock_mono_ms()) == 0)
 		turn(p);
 	else
 		plan(p);
@@ -192,6 +214,20 @@ static void part_closed(void *arg)
 static void on_timer_closed(uv_handle_t *h)
 {
 	part_closed(h->data);
+}
+
+static void start_destroy(struct ports *p, const struct ports_options *opts)
+{
+	bool tcp = !p->bpf || !ports_bpf_has_tcp(p->bpf);
+	bool udp = !p->bpf || !ports_bpf_has_udp(p->bpf);
+	struct error err = ERROR_NONE;
+
+	if (opts->no_diag || (!tcp && !udp))
+		return;
+	if (ports_destroy_new(p->loop, tcp, udp, on_kick, p, &p->destroy, &err) == 0)
+		p->open_parts++;
+	else
+		log_debug("ports: closes are polled for, too: %s", err.msg);
 }
 
 int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed_fn changed,
@@ -219,6 +255,7 @@ int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed
 	if (!opts->no_bpf && ports_bpf_new(loop, on_kick, p, &p->bpf, &bpf_err) == 0)
 		p->open_parts++;
 	memcpy(p->bpf_problem, bpf_err.msg, sizeof(p->bpf_problem));
+	start_destroy(p, opts);
 	rc = look(p, &p->current, err);
 	if (rc < 0) {
 		ports_close(p, NULL, NULL);
@@ -275,6 +312,8 @@ void ports_close(struct ports *p, void (*closed)(void *arg), void *arg)
 	uv_close((uv_handle_t *)&p->timer, on_timer_closed);
 	if (p->bpf)
 		ports_bpf_close(p->bpf, part_closed, p);
+	if (p->destroy)
+		ports_destroy_close(p->destroy, part_closed, p);
 	if (p->nat)
 		ports_nat_close(p->nat, part_closed, p);
 }

@@ -3,17 +3,20 @@
  * Truth is a dump of the kernel's sockets (ports_diag.h) in our network
  * namespace. Something only has to say when to look:
  *
- *   BPF (ports_bpf.h)  a kick on every change. We look at once, and again after
- *                      2, 10, 100 and 1000 ms: the kernel tells of a listen() just
- *                      before the socket can be found, of a UDP close just before
- *                      it is gone, and under load "just" can be long. Nothing
- *                      wakes us while nothing happens, but for a look every 30 s.
+ *   BPF (ports_bpf.h)  a kick on every change. We look at once, once more right
+ *                      away if that found nothing, and again after 1, 4, 15, 100
+ *                      and 1000 ms: the kernel tells of a listen() just before
+ *                      the socket can be found, of a UDP close just before it is
+ *                      gone, and under load "just" can be long. Nothing wakes us
+ *                      while nothing happens, but for a look every 30 s.
  *   polling            where BPF is missing, or for the half it does not cover:
  *                      every 100 ms while things change, slowing down to 1 s.
+ *                      Closes kick there too (ports_destroy.h).
  *
- * A dump's cost grows with the sockets, so after one that took T the next comes
- * no sooner than 8 T later: at most a ninth of one CPU, however busy the guest
- * (0.2 ms at ten listeners, 48 ms at 20,000 under TCG; prototypes/ports.md).
+ * A dump's cost grows with the sockets, so dumps take at most a ninth of one CPU,
+ * however busy the guest, but for 5 ms of them in a row, which is some ten to
+ * twenty with few sockets (0.2 ms at ten listeners, 48 ms at 20,000 under TCG;
+ * prototypes/ports.md).
  *
  * Which UDP sockets count: ports_udp.h. Ports without a socket, published by
  * address translation: ports_nat.h, which has its own events.

@@ -65,7 +65,7 @@ static struct udp_known *collect(const struct sock_list *dump, size_t *ret_len)
 
 /* What was known of the same socket, else what can be learnt now. connect() may
  * fill in a wildcard local address; the host goes on knowing the first one. */
-static void recall(struct udp_known *k, const struct udp_known *old, uint64_t since_ms,
+static void recall(struct udp_known *k, const struct udp_known *old, uint64_t since_ms, bool first,
 		   enum udp_bind (*how)(void *arg, uint64_t cookie), void *arg)
 {
 	if (old && old->cookie == k->cookie && old->port.port == k->port.port) {
@@ -77,6 +77,9 @@ static void recall(struct udp_known *k, const struct udp_known *old, uint64_t si
 	}
 	k->since_ms = since_ms;
 	k->bind = how ? how(arg, k->cookie) : UDP_BIND_UNKNOWN;
+	/* Every bind() was seen since we started; this socket had none. */
+	if (how && !first && k->bind == UDP_BIND_UNKNOWN)
+		k->bind = UDP_BIND_KERNEL;
 }
 
 uint64_t udp_servers_judge(struct udp_servers *u, const struct sock_list *dump, uint64_t now_ms,
@@ -95,7 +98,7 @@ uint64_t udp_servers_judge(struct udp_servers *u, const struct sock_list *dump, 
 
 		while (old < u->len && u->items[old].cookie < k->cookie)
 			old++;
-		recall(k, old < u->len ? &u->items[old] : NULL, since_ms, how, arg);
+		recall(k, old < u->len ? &u->items[old] : NULL, since_ms, !u->started, how, arg);
 		need_ms = server_age_ms(k, range);
 		if (!k->server && need_ms != UINT64_MAX) {
 			uint64_t age_ms = now_ms - k->since_ms;

@@ -42,6 +42,7 @@ struct host {
 	char ports[PORTS_MAX][64];	/* "tcp 127.0.0.1 8080" */
 	unsigned n_ports;
 	char instance_id[64];
+	int link_fd;			/* a copy, to break the link with */
 };
 
 static char dir[] = "/tmp/lima-agent-XXXXXX";
@@ -143,10 +144,12 @@ static void host_connect(struct host *h)
 		.ready = on_ready, .event = on_event, .lost = on_lost, .arg = h
 	};
 	struct error err = ERROR_NONE;
+	int fd = connect_unix();
 
 	h->ready = h->closed = h->lost = false;
 	h->snapshots = 0;
-	if (guest_client_new(&h->loop, h->rpc, connect_unix(), &opts, &cb, &h->client, &err) < 0)
+	h->link_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (guest_client_new(&h->loop, h->rpc, fd, &opts, &cb, &h->client, &err) < 0)
 		fail_msg("%s", err.msg);
 	wait_for(h, h->ready && h->snapshots == 1);
 }
@@ -155,6 +158,7 @@ static void host_disconnect(struct host *h)
 {
 	guest_client_close(steal_ptr(&h->client), on_closed, h);
 	wait_for(h, h->closed);
+	close(h->link_fd);
 }
 
 static void host_start(struct host *h)
@@ -319,6 +323,73 @@ static void test_agent_host_comes_back(void **state)
 	host_connect(&h);
 	assert_true(has_port(&h, "tcp 127.0.0.1 8081"));
 	close(fd);
+	wait_for(&h, h.n_ports == 0);
+	host_stop(&h);
+}
+
+enum { FLIP_PORTS = 8, FLIP_FIRST = 9100 };
+
+/* Opens what is closed and closes what is open, of some of the ports. */
+static void flip(int fds[FLIP_PORTS], unsigned which)
+{
+	for (unsigned i = 0; i < FLIP_PORTS; i++) {
+		uint16_t port = (uint16_t)(FLIP_FIRST + i);
+
+		if (!(which & 1u << i))
+			continue;
+		if (fds[i] >= 0) {
+			close(fds[i]);
+			fds[i] = -1;
+		} else {
+			fds[i] = tcp_server(&port);
+		}
+	}
+}
+
+static bool list_is(const struct host *h, const int fds[FLIP_PORTS])
+{
+	unsigned open = 0;
+
+	for (unsigned i = 0; i < FLIP_PORTS; i++) {
+		char text[64];
+
+		snprintf(text, sizeof(text), "tcp 127.0.0.1 %u", FLIP_FIRST + i);
+		if (has_port(h, text) != (fds[i] >= 0))
+			return false;
+		open += fds[i] >= 0;
+	}
+	return open == h->n_ports;
+}
+
+/* The link breaks at any moment, between a change and its event, too, while ports
+ * come and go before, during and after: each new link knows the truth, and on one
+ * link no revision is missing (on_event() looks). */
+static void test_agent_nothing_lost_over_broken_links(void **state)
+{
+	struct host h;
+	int fds[FLIP_PORTS];
+	unsigned seed = 1;
+
+	memset(fds, 0xff, sizeof(fds));
+	host_start(&h);
+	for (unsigned round = 0; round < 60; round++) {
+		flip(fds, (unsigned)rand_r(&seed));
+		if (round % 3 == 0)	/* else it breaks with the change under way */
+			wait_for(&h, list_is(&h, fds));
+		flip(fds, (unsigned)rand_r(&seed));
+		for (unsigned i = 0; i < round % 4; i++)
+			uv_run(&h.loop.uv, UV_RUN_NOWAIT);
+		shutdown(h.link_fd, SHUT_RDWR);
+		wait_for(&h, h.lost);
+		flip(fds, (unsigned)rand_r(&seed));
+		host_disconnect(&h);
+		h.n_ports = 0;
+		host_connect(&h);
+		flip(fds, (unsigned)rand_r(&seed));
+		wait_for(&h, list_is(&h, fds));
+	}
+	for (unsigned i = 0; i < FLIP_PORTS; i++)
+		scoped_close_fd(&fds[i]);
 	wait_for(&h, h.n_ports == 0);
 	host_stop(&h);
 }
@@ -594,6 +665,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		WITH_AGENT(test_agent_ports_reach_the_host),
 		WITH_AGENT(test_agent_host_comes_back),
+		WITH_AGENT(test_agent_nothing_lost_over_broken_links),
 		WITH_AGENT(test_agent_boot_progress),
 		WITH_AGENT(test_agent_tunnel_half_close),
 		WITH_AGENT(test_agent_tunnel_refused_and_reset),

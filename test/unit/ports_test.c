@@ -15,6 +15,8 @@
 #include <sys/wait.h>
 
 #include "guestagent/ports.h"
+#include "guestagent/ports_destroy.h"
+#include "guestagent/ports_udp.h"
 #include "lib/base/clock.h"
 #include "lib/base/mem.h"
 #include "test/mock/netns.h"
@@ -390,6 +392,127 @@ static void test_udp_port_chosen_by_kernel(void **state)
 	fixture_stop(&f);
 }
 
+/* Clients: sending without bind(), bound to port 0, connected to a server, and one
+ * that listens to whoever answers for longer than any rule by age. */
+static void test_udp_clients_never_appear(void **state)
+{
+	struct fixture f;
+	struct sockaddr_in to = { .sin_family = AF_INET,
+				  .sin_port = htons(53),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int sender = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), any, connected;
+
+	fixture_start(&f, *state);
+	if (!streq(ports_mode(f.ports), "events (tcp, udp)")) {
+		close(sender);
+		fixture_stop(&f);	/* not told apart for sure */
+		return;
+	}
+	assert_int_equal(sendto(sender, "?", 1, 0, (struct sockaddr *)&to, sizeof(to)), 1);
+	assert_true(port_of(sender) != 0);
+	any = open_socket(IPPROTO_UDP, "0.0.0.0", 0, false);
+	connected = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	connect_to(connected, 53);
+	f.wanted = port_of(sender);
+	f.wanted_proto = IPPROTO_UDP;
+	assert_false(run_until(&f, wanted_there, UDP_UNSURE_AGE_MS + 500));
+	assert_int_equal(ports_current(f.ports)->len, 0);
+	assert_int_equal(f.changes, 0);
+	close(sender);
+	close(any);
+	close(connected);
+	fixture_stop(&f);
+}
+
+/* A real server that connect()s to its first client. */
+static void test_udp_netcat_stays(void **state)
+{
+	struct fixture f;
+	int in[2], client;
+	char c = 0;
+	pid_t pid;
+
+	fixture_start(&f, *state);
+	assert_int_equal(pipe2(in, O_CLOEXEC), 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(in[0], 0);
+		execlp("nc", "nc", "-lu", "127.0.0.1", "5000", NULL);
+		_exit(127);
+	}
+	close(in[0]);
+	assert_appears(&f, IPPROTO_UDP, 5000);
+	client = open_socket(IPPROTO_UDP, "127.0.0.1", 0, false);
+	connect_to(client, 5000);
+	assert_int_equal(write(client, "hello", 5), 5);
+	assert_int_equal(write(in[1], "!", 1), 1);
+	assert_int_equal(read(client, &c, 1), 1);	/* it answers: it is connected now */
+	assert_false(run_until(&f, wanted_gone, 300));
+	assert_int_equal(ports_current(f.ports)->len, 1);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	assert_vanishes(&f, IPPROTO_UDP, 5000);
+	close(in[1]);
+	close(client);
+	fixture_stop(&f);
+}
+
+/* --- the kernel's word on closed sockets ----------------------------------- */
+
+struct kicks {
+	struct loop loop;
+	struct ports_destroy *destroy;
+	unsigned n;
+};
+
+static void count_kick(void *arg)
+{
+	struct kicks *k = arg;
+
+	k->n++;
+}
+
+static void run_kicks(struct kicks *k, unsigned ms)
+{
+	for (uint64_t end = clock_mono_ms() + ms; k->n == 0 && clock_mono_ms() < end;) {
+		uv_run(&k->loop.uv, UV_RUN_NOWAIT);
+		usleep(1000);
+	}
+}
+
+static void ignore_closed(void *arg)
+{
+}
+
+/* Listeners and UDP servers kick when they end, connections do not. */
+static void test_destroy_tells_of_servers_only(void **state)
+{
+	struct kicks k = { 0 };
+	struct error err = ERROR_NONE;
+	int l = listen_on("127.0.0.1", 8080), l6 = listen_on("::1", 8080), client, child;
+	int u = open_socket(IPPROTO_UDP, "127.0.0.1", 5000, false);
+
+	assert_int_equal(loop_init(&k.loop, &err), 0);
+	if (ports_destroy_new(&k.loop, true, true, count_kick, &k, &k.destroy, &err) < 0)
+		fail_msg("%s", err.msg);
+	client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	connect_to(client, 8080);
+	child = accept(l, NULL, NULL);
+	close(client);
+	close(child);
+	run_kicks(&k, 300);
+	assert_int_equal(k.n, 0);
+	for (int *fd = (int[]){ l, l6, u, -1 }; *fd >= 0; fd++) {
+		k.n = 0;
+		close(*fd);
+		run_kicks(&k, DEADLINE_MS);
+		assert_true(k.n > 0);
+	}
+	ports_destroy_close(k.destroy, ignore_closed, NULL);
+	loop_run(&k.loop);
+	assert_int_equal(loop_done(&k.loop), 0);
+}
+
 /* --- many ------------------------------------------------------------------ */
 
 enum { CYCLES = 1000, QUIET_EVERY = 50, FIRST_PORT = 20000 };
@@ -550,6 +673,8 @@ static void test_latency(void **state)
 		}
 		print_latency(udp ? "udp open" : "tcp open", up, n);
 		print_latency(udp ? "udp close" : "tcp close", down, n);
+		/* half of a poll's shortest interval: closes are told, not polled for */
+		assert_true(down[n / 2] < 50 * 1000);
 	}
 	fixture_stop(&f);
 }
@@ -573,6 +698,9 @@ int main(void)
 		IN_ALL_MODES(test_udp_servers_and_clients),
 		IN_ALL_MODES(test_there_before_us),
 		IN_MODE(test_udp_port_chosen_by_kernel, by_events),
+		IN_MODE(test_udp_clients_never_appear, by_events),
+		IN_ALL_MODES(test_udp_netcat_stays),
+		cmocka_unit_test(test_destroy_tells_of_servers_only),
 		IN_ALL_MODES(test_thousand_cycles_nothing_lost),
 		IN_MODE(test_latency, by_events),
 		IN_MODE(test_latency, by_polling),

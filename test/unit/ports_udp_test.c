@@ -22,9 +22,12 @@ static void add(struct sock_list *l, const char *ip, uint16_t port, bool connect
 	sock_list_add(l, IPPROTO_UDP, family, addr, port, connected, cookie);
 }
 
-/* The test's BPF: even cookies were bound to a port by name, odd ones to 0. */
+/* The test's BPF: even cookies were bound to a port by name, odd ones to 0, large
+ * ones were never seen. */
 static enum udp_bind by_cookie(void *arg, uint64_t cookie)
 {
+	if (cookie >= 100)
+		return UDP_BIND_UNKNOWN;
 	return cookie % 2 ? UDP_BIND_KERNEL : UDP_BIND_CHOSEN;
 }
 
@@ -58,6 +61,7 @@ static void test_udp_rule_single_socket(void **state)
 		{ "range, unsure, old", "0.0.0.0", 51820, false, false, 2, 5000, 1 },
 		{ "range, chosen", "0.0.0.0", 51820, false, true, 2, 20, 1 },
 		{ "range, by the kernel", "0.0.0.0", 51820, false, true, 3, 99999, 0 },
+		{ "range, sent without bind", "0.0.0.0", 51820, false, true, 100, 99999, 0 },
 		{ "above the range", "0.0.0.0", 61000, false, false, 2, 20, 1 },
 		{ "multicast group", "239.1.2.3", 5000, false, false, 2, 20, 0 },
 		{ "link-local", "fe80::1", 5000, false, false, 2, 20, 0 },
@@ -87,6 +91,20 @@ static void test_udp_server_there_before_us(void **state)
 	add(&dump, "127.0.0.1", 53, false, 1);
 	assert_int_equal(judge(&u, &dump, 1000, false, &next_ms), 1);
 	assert_int_equal(next_ms, 0);
+	udp_servers_done(&u);
+}
+
+/* With BPF, but bound before it was: by range and age. */
+static void test_udp_bound_before_bpf(void **state)
+{
+	struct udp_servers u = { 0 };
+	scoped_sock_list struct sock_list dump = { 0 };
+	uint64_t next_ms;
+
+	add(&dump, "127.0.0.1", 53, false, 100);
+	add(&dump, "127.0.0.1", 51820, false, 101);
+	assert_int_equal(judge(&u, &dump, 1000, true, &next_ms), 1);
+	assert_int_equal(judge(&u, &dump, 1000 + UDP_UNSURE_AGE_MS, true, &next_ms), 2);
 	udp_servers_done(&u);
 }
 
@@ -214,6 +232,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_udp_rule_single_socket),
 		cmocka_unit_test(test_udp_server_there_before_us),
+		cmocka_unit_test(test_udp_bound_before_bpf),
 		cmocka_unit_test(test_udp_server_connects_later),
 		cmocka_unit_test(test_udp_next_look),
 		cmocka_unit_test(test_port_set_diff),
