@@ -67,6 +67,8 @@ struct driver_info {		/* for the step line: "kvm, q35, pid 41231" */
 	char machine[16];
 	char version[32];
 	pid_t pid;
+	char guest_ip[46];	/* its own address, if this host can reach it; "": it cannot,
+				 * as with QEMU's user networking */
 	bool vsock;		/* it was started with the device; adopted: false, not known */
 };
 

@@ -36,6 +36,8 @@ static const struct agent_waits default_waits = {
 static const struct step step_table[] = {
 	{ .name = "adopt", .quiet = true, .run = agent_adopt_run, .undo = agent_driver_undo },
 	{ .name = "seed", .wanted = agent_seed_wanted, .run = agent_seed_run },
+	{ .name = "vsock", .quiet = true, .wanted = agent_vsock_wanted, .run = agent_vsock_run,
+	  .undo = agent_vsock_undo },
 	{ .name = "qemu", .run = agent_driver_run, .abort = agent_driver_abort,
 	  .undo = agent_driver_undo },
 	{ .name = "listeners", .quiet = true, .run = agent_forward_run,
@@ -169,6 +171,8 @@ static json_t *get_info(void *arg)
 					      a->driver_ops->name, "accel", d->accel, "machine",
 					      d->machine, "version", d->version, "pid",
 					      (int)d->pid));
+	if (a->vsock)
+		json_object_set_new(o, "vsock", agent_vsock_info(a));
 	if (a->link) {
 		const struct guest_link_info *g = guest_link_info(a->link);
 
@@ -273,8 +277,10 @@ static int prepare(struct agent *a, struct error *err)
 	set_waits(a);
 	raise_nofile();
 	a->agent_socket = layout_instance_file(a->dir, FILE_GA_FWD_SOCK);
-	if (load_config(a, err) < 0 || agent_forward_prepare(a, err) < 0 ||
-	    agent_machine_prepare(a, err) < 0)
+	if (load_config(a, err) < 0)
+		return err->code;
+	agent_lanes_prepare(a);
+	if (agent_forward_prepare(a, err) < 0 || agent_machine_prepare(a, err) < 0)
 		return err->code;
 	return pid_file_write(a->o->pid_file, getpid(), err);
 }

@@ -88,22 +88,16 @@ void agent_forward_run(void *ctx, struct steps *s)
 		return;
 	}
 	start_sockets(a);
+	agent_lanes_start(a);
 	forward_start(a->forward);
 	steps_done(s, "");
-}
-
-static void on_forward_closed(void *arg)
-{
-	struct agent *a = arg;
-
-	steps_undone(a->steps);
 }
 
 static void on_sockets_closed(void *arg)
 {
 	struct agent *a = arg;
 
-	forward_close(steal_ptr(&a->forward), on_forward_closed, a);
+	forward_close(steal_ptr(&a->forward), agent_lanes_undo, a);
 }
 
 void agent_forward_undo(void *ctx, struct steps *s)

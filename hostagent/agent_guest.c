@@ -261,6 +261,7 @@ static void on_master_up(void *arg)
 
 	if (a->sockets)
 		socket_forwards_set_master(a->sockets, true);
+	agent_lanes_set_master(a, true);
 	if (a->poll)
 		a->poll(a);
 	look_for_agent_over_ssh(a);
@@ -274,9 +275,10 @@ static void on_master_lost(void *arg, const struct error *why)
 	a->socket_forwarded = false;
 	if (a->sockets)
 		socket_forwards_set_master(a->sockets, false);
+	agent_lanes_set_master(a, false);
 	if (steps_is_stopping(a->steps))
 		return;
-	if (a->config->plain || socket_forwards_any(a->sockets))
+	if (agent_lanes_want_ssh(a) || socket_forwards_any(a->sockets))
 		ssh_master_ensure(a->master);	/* nobody else may ask for it */
 	if (!a->link)
 		return;
@@ -309,6 +311,7 @@ void agent_ssh_undo(void *ctx, struct steps *s)
 	a->forward_child = NULL;
 	uv_timer_stop(&a->fallback);
 	unlink(a->agent_socket);
+	agent_lanes_set_master(a, false);
 	ssh_master_close(steal_ptr(&a->master), on_master_closed, a);
 }
 
@@ -319,6 +322,7 @@ void agent_ssh_abort(void *ctx, struct steps *s)
 
 	end_wait(a);
 	uv_timer_stop(&a->fallback);
+	agent_lanes_set_master(a, false);
 	ssh_master_close(steal_ptr(&a->master), NULL, NULL);
 	agent_wait_abort(a, s);
 }

@@ -36,6 +36,8 @@ struct agent {
 	bool stop_asked, stop_forced;	/* by a signal, by a second one */
 	struct error why;		/* why it went down; code 0: in order */
 
+	struct agent_vsock *vsock;	/* NULL: there is none */
+
 	/* agent_machine */
 	const struct driver_ops *driver_ops;
 	struct driver_spec driver_spec;
@@ -50,6 +52,8 @@ struct agent {
 	struct in6_addr loopback;	/* all zero: none of its own */
 	struct forward *forward;
 	struct socket_forwards *sockets;
+	struct lane *ssh_lane, *direct_lane;	/* as long as forward */
+	unsigned lanes_closing;
 	struct port_feed *port_feed;
 	struct guest_link *link;	/* NULL in plain mode */
 	bool link_was_up;
@@ -99,6 +103,15 @@ int agent_forward_prepare(struct agent *a, struct error *err);
 void agent_forward_run(void *ctx, struct steps *s);
 void agent_forward_undo(void *ctx, struct steps *s);
 
+/* --- agent_lanes.c ------------------------------------------------------- */
+/* Before any step: what the environment asks for goes into the config. */
+void agent_lanes_prepare(struct agent *a);
+/* Somebody is served by ssh alone: the master is wanted at all times. */
+bool agent_lanes_want_ssh(const struct agent *a);
+void agent_lanes_start(struct agent *a);	/* when forward is there */
+void agent_lanes_set_master(struct agent *a, bool up);
+void agent_lanes_undo(void *arg);	/* when it was closed; says steps_undone() */
+
 /* --- agent_ports.c ------------------------------------------------------- */
 void agent_ports_init(struct agent *a);
 void agent_ports_done(struct agent *a);
@@ -108,6 +121,18 @@ json_t *agent_get_rules(void *arg);
 int agent_post_ports(void *arg, const json_t *body, json_t **ret, struct error *err);
 int agent_delete_ports(void *arg, const json_t *body, json_t **ret, struct error *err);
 extern const struct control_stream agent_port_stream;
+
+/* --- agent_vsock.c -------------------------------------------------------- */
+bool agent_vsock_wanted(void *ctx);
+void agent_vsock_run(void *ctx, struct steps *s);
+void agent_vsock_undo(void *ctx, struct steps *s);
+bool agent_ssh_over_vsock(const struct agent *a);
+void agent_vsock_started(struct agent *a);	/* the driver did, it was not adopted */
+void agent_vsock_forward_is_made(struct agent *a);
+void agent_vsock_link_is_ready(struct agent *a);
+void agent_vsock_link_changed(struct agent *a);
+void agent_vsock_driver_event(struct agent *a, enum driver_event event);
+json_t *agent_vsock_info(const struct agent *a);	/* NULL: there is none */
 
 /* --- agent_guest.c ------------------------------------------------------- */
 void agent_guest_init(struct agent *a);

@@ -76,6 +76,7 @@ static void on_driver_event(void *arg, enum driver_event event, const char *deta
 	log_debug("driver: event %d %s", event, detail);
 	if (a->link)
 		guest_link_driver_event(a->link, event);
+	agent_vsock_driver_event(a, event);
 	if (event == DRIVER_SHUTDOWN)
 		a->guest_shutdown = true;
 	if (event == DRIVER_RESET && steps_is_up(a->steps))
@@ -116,6 +117,8 @@ static int open_driver(struct agent *a, struct error *err)
 		.dir = a->dir,
 		.config = a->config,
 		.ssh_port = a->ssh_port,
+		.vsock = a->vsock != NULL,
+		.ssh_over_vsock = agent_ssh_over_vsock(a),
 	};
 	a->driver_exited = a->guest_shutdown = false;
 	return a->driver_ops->open(&a->loop, &a->driver_spec, &cb, &a->driver, err);
@@ -128,12 +131,13 @@ static void close_driver(struct agent *a)
 	a->driver = NULL;
 }
 
-/* The port is the driver's now, and ssh.config may say so. */
+/* The port is the driver's now, or agent_vsock's; ssh.config may say so. */
 static int driver_runs(struct agent *a, struct error *err)
 {
+	a->driver_ops->info(a->driver, &a->driver_info);
+	agent_vsock_started(a);
 	scoped_close_fd(&a->port_fd);
 	a->port_fd = -1;
-	a->driver_ops->info(a->driver, &a->driver_info);
 	ssh_target_init(&a->ssh, a->o->lima_home, a->o->name, a->dir, a->config, a->ssh_port);
 	return ssh_config_write(&a->ssh, err);
 }
@@ -351,11 +355,13 @@ static void on_link_ready(void *arg)
 
 	log_info("link: agent `%s`, kernel `%s`, over %s", i->agent_version, i->kernel, i->way);
 	a->link_was_up = true;
+	agent_vsock_link_is_ready(a);
 	agent_guest_changed(a);
 }
 
 static void on_link_progress(void *arg)
 {
+	agent_vsock_link_changed(arg);
 	agent_guest_changed(arg);
 }
 
@@ -381,6 +387,7 @@ void agent_link_run(void *ctx, struct steps *s)
 		.arg = a,
 	};
 
+	agent_vsock_forward_is_made(a);
 	lo.forward = a->forward;
 	a->link = guest_link_new(&lo);
 	guest_link_start(a->link);

@@ -198,6 +198,7 @@ static void on_ready(void *arg, const Info *info)
 	l->info.has_ports = !(guest_client_features(s->client) & GUEST_FEATURE_SNAPSHOT);
 	l->info.way = way_names[s->way->kind];
 	l->info.tells_boot = guest_client_features(s->client) & GUEST_FEATURE_BOOT_PROGRESS;
+	l->info.relay_port = info->relay_vsock_port;
 	COPY_TEXT(l->info.agent_version, info->agent_version);
 	COPY_TEXT(l->info.kernel, info->kernel);
 	COPY_TEXT(l->info.boot_id, info->boot_id);
@@ -264,7 +265,9 @@ static void on_event(void *arg, const Event *e)
 	}
 	if (e->boot)
 		set_progress(&l->info, e->boot);
-	if (e->boot || had_ports != l->info.has_ports)
+	if (e->relay_vsock_port)
+		l->info.relay_port = e->relay_vsock_port;
+	if (e->boot || e->relay_vsock_port || had_ports != l->info.has_ports)
 		l->o.progress(l->o.arg);
 }
 

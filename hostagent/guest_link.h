@@ -47,6 +47,7 @@ struct guest_link_info {	/* of the latest connection; "" before the first */
 	const char *way;	/* "serial", "ssh"; "" when not up */
 	bool has_ports;		/* a full list of ports came on this connection, or the
 				 * agent does not send such */
+	uint32_t relay_port;	/* of the guest's vsock (proto/relay.h); 0: none */
 	bool tells_boot;	/* the agent sends BootProgress */
 	bool ssh_ready, boot_done;
 	char instance_id[128];

@@ -120,6 +120,7 @@ struct config {
 	struct {
 		uint16_t local_port;	/* 0: choose a free one */
 		bool load_dot_ssh_pub_keys, forward_agent, forward_x11, forward_x11_trusted;
+		bool over_vsock;
 	} ssh;
 
 	struct config_map env, param;

@@ -105,7 +105,7 @@ static const struct schema_key ssh_keys[] = {
 	{ "forwardX11", TYPE_BOOL, .def = "false", FIELD(struct config, ssh.forward_x11) },
 	{ "forwardX11Trusted", TYPE_BOOL, .def = "false",
 	  FIELD(struct config, ssh.forward_x11_trusted) },
-	{ "overVsock", TYPE_BOOL, KEY_NO_EFFECT, .def = "false" },
+	{ "overVsock", TYPE_BOOL, .def = "false", FIELD(struct config, ssh.over_vsock) },
 };
 OBJECT(ssh);
 

@@ -33,6 +33,7 @@ static const char *const file_names[] = {
 	[FILE_SERIAL_SOCK] = "serial.sock",
 	[FILE_QEMU_LOG] = "qemu.log",
 	[FILE_SSH_SOCK] = "ssh.sock",
+	[FILE_LANE_SOCKS] = "lane",
 	[FILE_SSH_CONFIG] = "ssh.config",
 	[FILE_SSH_HOST_KEY] = "ssh_host_ed25519_key",
 	[FILE_SSH_KNOWN_HOSTS] = "ssh_known_hosts",

@@ -1,0 +1,543 @@
+/* The vsock device of the instance: listening for QEMU, plugging it in anew after
+ * a host agent died, and who uses it: the forwards' fast lane and, if wanted, ssh.
+ *
+ * Nothing waits for it. While it is not there forwards go through gRPC, and ssh,
+ * after some patience, over the VM's own network. */
+#include "hostagent/agent_impl.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "hostagent/forward/lane_vsock.h"
+#include "hostagent/forward/unix.h"
+#include "hostagent/ssh_vsock.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+#include "lib/store/layout.h"
+#include "lib/virtio/vsock.h"
+
+enum {
+	GUEST_CID = 3,			/* each instance has a vsock of its own */
+	REPLUG_FIRST_MS = 10 * 1000,	/* after a guest that did not let go, or a device that
+					 * went down and stays so */
+	REPLUG_MAX_MS = 300 * 1000,
+	PATIENCE_BOOT_MS = 120 * 1000,	/* for a way to sshd, from power-on … */
+	PATIENCE_LINK_MS = 15 * 1000,	/* … and with the guest agent there */
+	SSH_AGAIN_MS = 2000,		/* the port could not be had */
+};
+
+enum ssh_at { SSH_NOWHERE, SSH_AT_VSOCK, SSH_AT_NETWORK };
+
+struct agent_vsock {		/* refs: handles, device, lane, ssh, a change under way */
+	struct agent *a;
+	struct vsock *device;
+	struct lane *lane;
+	char *path;
+	struct unix_id socket_id;
+	bool up, lane_usable;
+	uint32_t agent_port;		/* of its relay; 0: none */
+	struct error down_why;
+
+	/* plugging */
+	uv_timer_t replug;
+	unsigned replug_ms;
+	bool changing, was_up, impossible;
+
+	/* ssh.overVsock; NULL: not wanted */
+	struct ssh_vsock *ssh;
+	enum ssh_at ssh_at;
+	bool ssh_moving;
+	uv_timer_t patience;
+
+	unsigned refs;
+	bool closing;
+};
+
+static void unref(struct agent_vsock *v)
+{
+	struct agent *a = v->a;
+
+	if (--v->refs > 0)
+		return;
+	unix_remove(v->path, &v->socket_id);
+	free(v->path);
+	free(v);
+	a->vsock = NULL;
+	steps_undone(a->steps);
+}
+
+static void on_closed(void *arg)
+{
+	unref(arg);
+}
+
+static void on_handle_closed(uv_handle_t *h)
+{
+	unref(h->data);
+}
+
+static bool driver_runs(const struct agent_vsock *v)
+{
+	const struct agent *a = v->a;
+
+	return !v->closing && a->driver && !a->driver_exited && !steps_is_stopping(a->steps);
+}
+
+static bool link_is_up(const struct agent_vsock *v)
+{
+	return v->a->link && guest_link_info(v->a->link)->up;
+}
+
+/* --- ssh: over the vsock or over the VM's network ------------------------------------ */
+
+static void judge_ssh(struct agent_vsock *v);
+
+static void on_patience(uv_timer_t *t);
+
+static void have_patience(struct agent_vsock *v, unsigned ms)
+{
+	uv_timer_start(&v->patience, on_patience, ms, 0);
+}
+
+static void ssh_moved(struct agent_vsock *v, enum ssh_at at)
+{
+	v->ssh_moving = false;
+	v->ssh_at = at;
+	unref(v);
+}
+
+static void on_forward_on(void *arg, const struct error *err)
+{
+	struct agent_vsock *v = arg;
+
+	if (err->code && driver_runs(v)) {
+		log_warn("agent: ssh over the VM's network: %s; trying again", err->msg);
+		have_patience(v, SSH_AGAIN_MS);
+	} else if (!err->code && driver_runs(v)) {
+		events_notice(v->a->events,
+			      "ssh.overVsock: no way to the guest's sshd by its vsock; ssh goes "
+			      "over its network");
+	}
+	ssh_moved(v, err->code ? SSH_NOWHERE : SSH_AT_NETWORK);
+}
+
+/* Off first: one that is there already, of a VM that was adopted, would be refused
+ * like anybody else's who has the port. */
+static void on_forward_off_before_on(void *arg, const struct error *err)
+{
+	struct agent_vsock *v = arg;
+	struct agent *a = v->a;
+
+	if (driver_runs(v))
+		a->driver_ops->ssh_forward(a->driver, true, on_forward_on, v);
+	else
+		ssh_moved(v, SSH_NOWHERE);
+}
+
+static void ssh_to_network(struct agent_vsock *v)
+{
+	struct agent *a = v->a;
+
+	v->ssh_moving = true;
+	v->refs++;
+	uv_timer_stop(&v->patience);
+	ssh_vsock_unlisten(v->ssh);
+	a->driver_ops->ssh_forward(a->driver, false, on_forward_off_before_on, v);
+}
+
+static int listen_ssh(struct agent_vsock *v, struct error *err)
+{
+	struct agent *a = v->a;
+	uint16_t port = a->ssh_port;
+
+	if (a->port_fd < 0 && ssh_hold_port(port, true, &port, &a->port_fd, err) < 0)
+		return err->code;
+	return ssh_vsock_listen(v->ssh, steal_fd(&a->port_fd), err);
+}
+
+static void on_forward_off(void *arg, const struct error *err)
+{
+	struct agent_vsock *v = arg;
+	struct error failed = *err;
+
+	if (!driver_runs(v)) {
+		ssh_moved(v, SSH_NOWHERE);
+	} else if (failed.code || listen_ssh(v, &failed) < 0) {
+		log_warn("agent: ssh over the vsock: %s", failed.msg);
+		have_patience(v, SSH_AGAIN_MS);
+		ssh_moved(v, SSH_NOWHERE);
+	} else {
+		ssh_moved(v, SSH_AT_VSOCK);
+	}
+	if (driver_runs(v))
+		judge_ssh(v);
+}
+
+static void ssh_to_vsock(struct agent_vsock *v)
+{
+	struct agent *a = v->a;
+
+	v->ssh_moving = true;
+	v->refs++;
+	uv_timer_stop(&v->patience);
+	a->driver_ops->ssh_forward(a->driver, false, on_forward_off, v);
+}
+
+/* There is a way: the device is up, and either the agent relays or sshd itself
+ * was reached. That sshd does not answer yet is no reason to leave. */
+static bool has_way_to_sshd(const struct agent_vsock *v)
+{
+	return v->up && (v->agent_port || ssh_vsock_was_reached(v->ssh));
+}
+
+static void judge_ssh(struct agent_vsock *v)
+{
+	if (!v->ssh || v->ssh_moving || !driver_runs(v))
+		return;
+	if (has_way_to_sshd(v)) {
+		uv_timer_stop(&v->patience);
+		if (v->ssh_at != SSH_AT_VSOCK)
+			ssh_to_vsock(v);
+	} else if (v->ssh_at != SSH_AT_NETWORK && v->impossible) {
+		ssh_to_network(v);
+	} else if (v->ssh_at != SSH_AT_NETWORK && !uv_is_active((uv_handle_t *)&v->patience)) {
+		have_patience(v, link_is_up(v) ? PATIENCE_LINK_MS : PATIENCE_BOOT_MS);
+	}
+}
+
+static void on_patience(uv_timer_t *t)
+{
+	struct agent_vsock *v = t->data;
+
+	if (v->ssh_moving || !driver_runs(v) || has_way_to_sshd(v))
+		judge_ssh(v);
+	else
+		ssh_to_network(v);
+}
+
+static void on_sshd_reached(void *arg)
+{
+	judge_ssh(arg);
+}
+
+/* --- plugging in anew ------------------------------------------------------------------ */
+
+static void begin_replug(struct agent_vsock *v);
+
+static void on_replug_timer(uv_timer_t *t)
+{
+	struct agent_vsock *v = t->data;
+
+	if (!v->up)
+		begin_replug(v);
+}
+
+static void replug_later(struct agent_vsock *v)
+{
+	if (v->impossible || uv_is_active((uv_handle_t *)&v->replug))
+		return;
+	uv_timer_start(&v->replug, on_replug_timer, v->replug_ms, 0);
+	v->replug_ms = MIN(v->replug_ms * 2, (unsigned)REPLUG_MAX_MS);
+}
+
+static void change_is_done(struct agent_vsock *v)
+{
+	v->changing = false;
+	if (driver_runs(v))
+		judge_ssh(v);
+	unref(v);
+}
+
+static void replug_failed(struct agent_vsock *v, const struct error *why)
+{
+	if (driver_runs(v) && why->code == -ENOTSUP) {
+		v->impossible = true;
+		log_debug("agent: vsock: %s", why->msg);
+	} else if (driver_runs(v)) {
+		log_warn("agent: vsock: %s; forwards go through gRPC until it comes back", why->msg);
+		replug_later(v);
+	}
+	change_is_done(v);
+}
+
+static void on_plugged(void *arg, const struct error *err)
+{
+	struct agent_vsock *v = arg;
+
+	if (err->code) {
+		replug_failed(v, err);
+		return;
+	}
+	log_info("agent: vsock: plugged in anew");
+	/* as after a start: sshd's way is taken before it is proven */
+	if (driver_runs(v) && v->ssh && v->ssh_at == SSH_NOWHERE && !v->ssh_moving)
+		ssh_to_vsock(v);
+	change_is_done(v);
+}
+
+static void on_unplugged(void *arg, const struct error *err)
+{
+	struct agent_vsock *v = arg;
+	struct agent *a = v->a;
+
+	if (err->code || !driver_runs(v))
+		replug_failed(v, err);
+	else
+		a->driver_ops->vsock_plug(a->driver, on_plugged, v);
+}
+
+static void begin_replug(struct agent_vsock *v)
+{
+	struct agent *a = v->a;
+
+	if (v->changing || v->impossible || !driver_runs(v))
+		return;
+	v->changing = true;
+	v->refs++;
+	uv_timer_stop(&v->replug);
+	a->driver_ops->vsock_unplug(a->driver, on_unplugged, v);
+}
+
+/* --- the device and the lane ------------------------------------------------------------- */
+
+static void on_up(void *arg)
+{
+	struct agent_vsock *v = arg;
+
+	log_info("agent: vsock: the guest's driver runs");
+	v->up = v->was_up = true;
+	v->replug_ms = REPLUG_FIRST_MS;
+	uv_timer_stop(&v->replug);
+	lane_vsock_set_device(v->lane, true);
+	if (v->ssh)
+		ssh_vsock_set_device(v->ssh, true);
+	judge_ssh(v);
+}
+
+static void on_down(void *arg, const struct error *why)
+{
+	struct agent_vsock *v = arg;
+
+	log_info("agent: vsock: down: %s", why->msg);
+	v->up = false;
+	v->down_why = *why;
+	lane_vsock_set_device(v->lane, false);
+	if (v->ssh)
+		ssh_vsock_set_device(v->ssh, false);
+	if (!driver_runs(v))
+		return;
+	/* it comes back by itself after a reboot; what broke for good does not */
+	if (!v->changing)
+		replug_later(v);
+	judge_ssh(v);
+}
+
+static void on_lane_changed(void *arg, struct lane *lane, bool usable)
+{
+	struct agent_vsock *v = arg;
+
+	v->lane_usable = usable;
+	log_debug("agent: vsock: the lane is %s", usable ? "usable" : "not usable");
+	if (v->a->forward)
+		forward_set_lane(v->a->forward, CONFIG_LANE_VSOCK, usable ? lane : NULL);
+	if (usable && v->ssh)
+		ssh_vsock_try_again(v->ssh);
+}
+
+/* --- what the rest of the agent tells ------------------------------------------------------ */
+
+void agent_vsock_started(struct agent *a)
+{
+	struct agent_vsock *v = a->vsock;
+	struct error err = ERROR_NONE;
+
+	if (!v)
+		return;
+	v->impossible = !a->driver_info.vsock;
+	if (v->impossible || !v->ssh) {
+		v->ssh_at = SSH_AT_NETWORK;	/* the driver saw to it */
+		return;
+	}
+	v->ssh_at = SSH_AT_VSOCK;
+	if (listen_ssh(v, &err) < 0) {
+		log_warn("agent: %s", err.msg);
+		v->ssh_at = SSH_NOWHERE;
+		have_patience(v, SSH_AGAIN_MS);
+	}
+	judge_ssh(v);
+}
+
+void agent_vsock_forward_is_made(struct agent *a)
+{
+	if (a->vsock && a->vsock->lane_usable)
+		forward_set_lane(a->forward, CONFIG_LANE_VSOCK, a->vsock->lane);
+}
+
+void agent_vsock_link_is_ready(struct agent *a)
+{
+	struct agent_vsock *v = a->vsock;
+
+	if (!v)
+		return;
+	/* each time: what it did not accept before is tried again */
+	v->agent_port = guest_link_info(a->link)->relay_port;
+	lane_vsock_set_agent(v->lane, v->agent_port);
+	if (uv_is_active((uv_handle_t *)&v->patience) && !has_way_to_sshd(v))
+		have_patience(v, PATIENCE_LINK_MS);
+	judge_ssh(v);
+	/* a guest that did not let go while it booted does now */
+	if (!v->up && !v->changing && uv_is_active((uv_handle_t *)&v->replug)) {
+		uv_timer_stop(&v->replug);
+		v->replug_ms = REPLUG_FIRST_MS;
+		replug_later(v);
+	}
+}
+
+void agent_vsock_link_changed(struct agent *a)
+{
+	struct agent_vsock *v = a->vsock;
+
+	if (v && guest_link_info(a->link)->relay_port != v->agent_port)
+		agent_vsock_link_is_ready(a);
+}
+
+void agent_vsock_driver_event(struct agent *a, enum driver_event event)
+{
+	struct agent_vsock *v = a->vsock;
+
+	if (!v || event != DRIVER_RESET)
+		return;
+	vsock_guest_was_reset(v->device);
+	v->agent_port = 0;
+	lane_vsock_set_agent(v->lane, 0);
+}
+
+json_t *agent_vsock_info(const struct agent *a)
+{
+	const struct agent_vsock *v = a->vsock;
+	struct vsock_stats st = { 0 };
+
+	if (!v)
+		return NULL;
+	vsock_get_stats(v->device, &st);
+	return json_pack("{s:b, s:b, s:b, s:i, s:I, s:I, s:I, s:I}", "up", (int)v->up, "lane",
+			 (int)v->lane_usable, "ssh", (int)(v->ssh_at == SSH_AT_VSOCK),
+			 "connections", (int)st.connections, "bytesToGuest",
+			 (json_int_t)st.to_guest, "bytesFromGuest", (json_int_t)st.from_guest,
+			 "buffered", (json_int_t)st.buffered, "rejected", (json_int_t)st.rejected);
+}
+
+/* --- step: vsock ----------------------------------------------------------------------------- */
+
+/* Would any connection take it? */
+static bool lanes_want_vsock(const struct config *c)
+{
+	static const bool want[] = {
+		[CONFIG_LANE_AUTO] = true, [CONFIG_LANE_VSOCK] = true, [CONFIG_LANE_DIRECT] = true,
+		[CONFIG_LANE_GRPC] = false, [CONFIG_LANE_SSH] = false,
+	};
+
+	for (size_t i = 0; i < c->n_port_forwards; i++)
+		if (want[c->port_forwards[i].lane])
+			return true;
+	return want[c->port_forwarding.lane];
+}
+
+/* Lima reads the variable as well, over the key (reference/cli.md §7). */
+bool agent_ssh_over_vsock(const struct agent *a)
+{
+	static const char *const yes[] = { "true", "1", "t", "T", "TRUE", "True" };
+	const char *env = getenv("LIMA_SSH_OVER_VSOCK");
+
+	if (!env || !*env)
+		return a->config->ssh.over_vsock;
+	for (size_t i = 0; i < ARRAY_SIZE(yes); i++)
+		if (streq(env, yes[i]))
+			return true;
+	return false;
+}
+
+bool agent_vsock_wanted(void *ctx)
+{
+	const struct agent *a = ctx;
+	const struct config *c = a->config;
+
+	return (a->driver_ops->features & DRIVER_VSOCK) && !c->plain &&
+	       (agent_ssh_over_vsock(a) || lanes_want_vsock(c));
+}
+
+static int make_device(struct agent_vsock *v, struct error *err)
+{
+	struct agent *a = v->a;
+	const struct vsock_options o = { .loop = &a->loop, .guest_cid = GUEST_CID, .up = on_up,
+					 .down = on_down, .arg = v };
+	int fd;
+
+	v->path = layout_instance_file(a->dir, FILE_VSOCK_SOCK);
+	if (unix_listen(v->path, &fd, &v->socket_id, err) < 0)
+		return err->code;
+	return vsock_new(&o, fd, &v->device, err);
+}
+
+static void make_users(struct agent_vsock *v)
+{
+	struct agent *a = v->a;
+	const struct lane_vsock_options lo = { .loop = &a->loop, .vsock = v->device,
+					       .changed = on_lane_changed, .arg = v };
+
+	v->lane = lane_vsock_new(&lo);
+	v->refs++;
+	if (!agent_ssh_over_vsock(a))
+		return;
+	const struct ssh_vsock_options so = { .loop = &a->loop, .vsock = v->device,
+					      .lane = v->lane, .reached = on_sshd_reached,
+					      .arg = v };
+	v->ssh = ssh_vsock_new(&so);
+	v->refs++;
+}
+
+/* A start never fails because of it. */
+void agent_vsock_run(void *ctx, struct steps *s)
+{
+	struct agent *a = ctx;
+	struct agent_vsock *v = xnew(struct agent_vsock);
+	struct error err = ERROR_NONE;
+
+	v->a = a;
+	if (make_device(v, &err) < 0) {
+		log_warn("agent: %s; forwards go through gRPC", err.msg);
+		free(v->path);
+		free(v);
+		steps_done(s, "");
+		return;
+	}
+	v->refs = 3;	/* the device, two timers */
+	uv_timer_init(&a->loop.uv, &v->replug);
+	uv_timer_init(&a->loop.uv, &v->patience);
+	v->replug.data = v->patience.data = v;
+	v->replug_ms = REPLUG_FIRST_MS;
+	make_users(v);
+	a->vsock = v;
+	if (a->adopted)
+		begin_replug(v);
+	steps_done(s, "");
+}
+
+void agent_vsock_undo(void *ctx, struct steps *s)
+{
+	struct agent *a = ctx;
+	struct agent_vsock *v = a->vsock;
+
+	if (!v) {
+		steps_undone(s);
+		return;
+	}
+	v->closing = true;
+	uv_close((uv_handle_t *)&v->replug, on_handle_closed);
+	uv_close((uv_handle_t *)&v->patience, on_handle_closed);
+	if (v->ssh)
+		ssh_vsock_close(v->ssh, on_closed, v);
+	lane_vsock_close(v->lane, on_closed, v);
+	vsock_close(v->device, on_closed, v);
+}
