@@ -15,6 +15,7 @@
 struct rpc {
 	struct loop *loop;
 	grpc_completion_queue *queue;
+	grpc_server *engine_user;
 	pthread_t thread;
 	unsigned pending;	/* busy tags; loop thread */
 };
@@ -138,15 +139,28 @@ static void *queue_thread(void *arg)
 /* gRPC's timer threads look at their empty lists once a second each, out of step,
  * and there is no setting for it. Threads inherit the timer slack of their maker
  * (PR_SET_TIMERSLACK(2const)): with a second of it the looks fall together, about
- * one in two seconds, and a keepalive may come a second late. */
-static void init_grpc(void)
+ * one in two seconds, and a keepalive may come a second late.
+ *
+ * One of them belongs to the event engine, which lives as long as something uses it
+ * and would be made by the first channel, without the slack: a server that serves
+ * nothing has it made here and keeps it. */
+static grpc_server *init_grpc(void)
 {
 	enum { SLACK_NS = 1000 * 1000 * 1000 };
 	int before = prctl(PR_GET_TIMERSLACK);
+	grpc_server *engine_user;
 
 	prctl(PR_SET_TIMERSLACK, SLACK_NS);
 	grpc_init();
+	engine_user = grpc_server_create(NULL, NULL);
 	prctl(PR_SET_TIMERSLACK, before > 0 ? before : 0);	/* 0: the default again */
+	return engine_user;
+}
+
+static void done_grpc(grpc_server *engine_user)
+{
+	grpc_server_destroy(engine_user);
+	grpc_shutdown_blocking();
 }
 
 int rpc_new(struct loop *loop, struct rpc **ret, struct error *err)
@@ -156,13 +170,13 @@ int rpc_new(struct loop *loop, struct rpc **ret, struct error *err)
 
 	rpc->loop = loop;
 	gpr_set_log_function(on_grpc_log);
-	init_grpc();
+	rpc->engine_user = init_grpc();
 	rpc->queue = grpc_completion_queue_create_for_next(NULL);
 	rc = -pthread_create(&rpc->thread, NULL, queue_thread, rpc);
 	if (rc < 0) {
 		grpc_completion_queue_shutdown(rpc->queue);
 		grpc_completion_queue_destroy(rpc->queue);
-		grpc_shutdown_blocking();
+		done_grpc(rpc->engine_user);
 		return error_sys(err, rc, "start the gRPC queue thread");
 	}
 	pthread_setname_np(rpc->thread, "grpc-queue");
@@ -178,7 +192,7 @@ void rpc_free(struct rpc *rpc)
 	grpc_completion_queue_shutdown(rpc->queue);
 	pthread_join(rpc->thread, NULL);
 	grpc_completion_queue_destroy(rpc->queue);
-	grpc_shutdown_blocking();
+	done_grpc(rpc->engine_user);
 	free(rpc);
 }
 
