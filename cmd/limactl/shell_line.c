@@ -78,15 +78,38 @@ static void add_words(struct buf *b, char *const *words, size_t n)
 	}
 }
 
+/* What a login bash does before the command. */
+#define LOGIN_BASH                                                                     \
+	"eval 'if [ -r /etc/profile ]; then . /etc/profile; fi; "                          \
+	"if [ -r ~/.bash_profile ]; then . ~/.bash_profile; "                              \
+	"elif [ -r ~/.bash_login ]; then . ~/.bash_login; "                                \
+	"elif [ -r ~/.profile ]; then . ~/.profile; fi'"
+
+enum { TWICE_MAX = 4096 };	/* bytes of a command that may stand in the line twice */
+
+static bool is_bash(const char *shell)
+{
+	const char *slash = shell ? strrchr(shell, '/') : NULL;
+
+	return slash && streq(slash + 1, "bash");
+}
+
 char *shell_line_build(const char *cd, const char *shell, char *const *command, size_t n)
 {
 	scoped_free char *quoted_shell = shell && *shell ? shell_line_quote(shell) : xstrdup("\"$SHELL\"");
+	scoped_buf struct buf words = { 0 };
 	struct buf b = { 0 };
 	size_t env = 0;
+	bool in_place;
 
 	while (env < n && is_assignment(command[env]))
 		env++;
-	buf_addf(&b, "%s ; exec ", cd);
+	add_words(&words, command + env, n - env);
+	in_place = is_bash(shell) && env == 0 && n > 0 && words.len <= TWICE_MAX;
+	buf_addf(&b, "%s ; ", cd);
+	if (in_place)
+		buf_addf(&b, "[ \"$SHELL\" = %s ] || ", quoted_shell);
+	buf_add_str(&b, "exec ");
 	if (env) {
 		buf_add_str(&b, "env ");
 		add_words(&b, command, env);
@@ -94,11 +117,10 @@ char *shell_line_build(const char *cd, const char *shell, char *const *command, 
 	}
 	buf_addf(&b, "%s -l", quoted_shell);
 	if (n > env) {
-		scoped_buf struct buf words = { 0 };
-
-		add_words(&words, command + env, n - env);
 		scoped_free char *q = shell_line_quote(buf_str(&words));
 		buf_addf(&b, " -c %s", q);
 	}
+	if (in_place)
+		buf_addf(&b, " ; " LOGIN_BASH " ; %s", buf_str(&words));
 	return buf_steal_str(&b);
 }

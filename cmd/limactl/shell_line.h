@@ -2,8 +2,18 @@
  *
  *	CD ; exec [env K=V…] SHELL -l [-c 'COMMAND']
  *
- * as reference/cli.md §4 says. sshd passes it to the login shell; exec makes
- * the wanted one take its place, so that only one process stays.
+ * sshd passes it to the user's shell; exec makes the wanted one take its place, so
+ * that only one process stays.
+ *
+ * For a command by bash, which is the default, this costs a second start of bash,
+ * as much as half a plain ssh. There the line is
+ *
+ *	CD ; [ "$SHELL" = SHELL ] || exec SHELL -l -c 'COMMAND' ; eval 'PROFILE' ; COMMAND
+ *
+ * sshd sets $SHELL to the shell that reads the line, so where that is the wanted one
+ * already, it reads what a login bash reads (bash(1), INVOCATION) and goes on. COMMAND
+ * is words, each quoted, so it cannot see the difference. Other shells, csh and fish
+ * too, can parse the line, and leave it at exec.
  */
 #pragma once
 
