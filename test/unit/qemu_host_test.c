@@ -272,7 +272,7 @@ static void test_mac_is_stable_and_of_the_directory(void **state)
 	assert_string_equal(driver_mac("/x", a), driver_mac("/x", b));
 }
 
-static void test_endpoint_tells_who_listens(void **state)
+static void test_endpoint_connects_only_where_somebody_listens(void **state)
 {
 	scoped_free char *path = xasprintf("%s/s.sock", dir);
 	scoped_fd int listener = -1, client = -1;
@@ -284,7 +284,6 @@ static void test_endpoint_tells_who_listens(void **state)
 	assert_int_equal(endpoint_connect(path, &fd, &err), -ENOENT);
 	assert_int_equal(endpoint_listen(path, &listener, &err), 0);
 	assert_int_equal(endpoint_connect(path, &client, &err), 0);
-	assert_int_equal(endpoint_peer(client), getpid());
 	assert_int_equal(stat(path, &st), 0);
 	assert_int_equal(st.st_mode & 0777, 0600);
 	memset(longpath, 'x', sizeof(longpath));
@@ -311,7 +310,7 @@ int main(void)
 		cmocka_unit_test(test_binary_from_environment),
 		cmocka_unit_test(test_binary_answer),
 		cmocka_unit_test(test_mac_is_stable_and_of_the_directory),
-		cmocka_unit_test(test_endpoint_tells_who_listens),
+		cmocka_unit_test(test_endpoint_connects_only_where_somebody_listens),
 		cmocka_unit_test(test_registry),
 	};
 
