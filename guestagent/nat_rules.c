@@ -421,8 +421,11 @@ static void walk_chain(struct walk *w, uint32_t id, struct way way, unsigned dep
 	size_t found = w->found;
 
 	for (uint32_t i = r->chains[id].first; i != NONE && w->work > 0; i = r->rules[i].next) {
-		const struct nat_op *ops = r->ops + r->rules[i].op;
+		const struct nat_op *ops;
 
+		if (r->rules[i].ops == 0)
+			continue;
+		ops = r->ops + r->rules[i].op;
 		walk_ops(w, (struct place){ ops, ops + r->rules[i].ops, depth }, way);
 		/* Many endpoints behind one port: the first is enough. */
 		if (exact && w->found > found)
