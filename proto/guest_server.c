@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <grpc/grpc_posix.h>
 #include <grpc/grpc_security.h>
 #include <linux/vm_sockets.h>
@@ -80,6 +81,18 @@ static void add_channel(struct guest_server *s, int fd)
 	grpc_server_credentials_release(plain);
 }
 
+/* Out of descriptors, the connection would stay in the queue and keep the loop
+ * spinning: it is taken with the spare one, and dropped. */
+static void drop_one(struct server_socket *ss)
+{
+	if (ss->spare_fd >= 0)
+		close(ss->spare_fd);
+	ss->spare_fd = accept4(ss->fd, NULL, NULL, SOCK_CLOEXEC);
+	if (ss->spare_fd >= 0)
+		close(ss->spare_fd);
+	ss->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
 static void accept_one(struct server_socket *ss)
 {
 	struct sockaddr_storage from = { 0 };
@@ -87,8 +100,12 @@ static void accept_one(struct server_socket *ss)
 	int fd = accept4(ss->fd, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 	if (fd < 0) {
-		if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
-			log_warn_limited("guest server: accept: %s", error_text(-errno));
+		int code = errno;
+
+		if (code != EAGAIN && code != EINTR && code != ECONNABORTED)
+			log_warn_limited("guest server: accept: %s", error_text(-code));
+		if (code == EMFILE || code == ENFILE)
+			drop_one(ss);
 		return;
 	}
 	if (ss->vsock && ((struct sockaddr_vm *)&from)->svm_cid != VMADDR_CID_HOST) {
@@ -114,6 +131,8 @@ static void on_socket_closed(uv_handle_t *h)
 	struct guest_server *s = ss->server;
 
 	close(ss->fd);
+	if (ss->spare_fd >= 0)
+		close(ss->spare_fd);
 	free(ss);
 	s->sockets_open--;
 	server_check_done(s);
@@ -142,6 +161,7 @@ static int listen_on(struct guest_server *s, int fd, bool vsock, struct error *e
 		return error_sys(err, rc, "watch the socket");
 	}
 	ss->fd = steal_fd(&owned);
+	ss->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	ss->poll.data = ss;
 	uv_poll_start(&ss->poll, UV_READABLE, on_connection);
 	s->sockets[slot] = ss;

@@ -27,6 +27,7 @@ struct server_socket {
 	uv_poll_t poll;
 	struct guest_server *server;
 	int fd;
+	int spare_fd;	/* given up for a moment when there are no more */
 	bool vsock;
 };
 

@@ -1,4 +1,6 @@
 /* hostagent.c - the hidden verb that limactl starts itself as, once per instance */
+#include <sys/prctl.h>
+
 #include "hostagent/agent.h"
 
 #include "cmd/limactl/args.h"
@@ -27,6 +29,7 @@ static int run(const struct args *a)
 		.guest_agent = args_str(a, "guestagent"),
 	};
 
+	prctl(PR_SET_NAME, "limactl-ha");	/* else `exe`, of /proc/self/exe */
 	heap_setup();
 	log_setup(args_bool(a, "debug", false) ? LOG_TRACE : LOG_DEBUG, LOG_FORMAT_JSON);
 	if (!opts.pid_file || !opts.socket) {
