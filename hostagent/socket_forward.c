@@ -183,7 +183,8 @@ static void failed(struct socket_forwards *s, struct item *i, const struct error
 		free(i->error);
 		i->error = xstrdup(why->msg);
 	}
-	if (why->code == -EADDRINUSE && !i->host_socket && ask_owner(s, i))
+	if (s->query_id == i->rule_id ||	/* its answer tells */
+	    (why->code == -EADDRINUSE && !i->host_socket && ask_owner(s, i)))
 		return;
 	if (!i->told || i->told_up)
 		tell(s, i, FORWARD_FAILED);
