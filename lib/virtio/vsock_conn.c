@@ -451,7 +451,8 @@ void vsock_conn_relay(struct vsock_conn *c, const struct vsock_relay *r)
 	c->state = CONN_RELAY;
 	c->to_guest = r->to_guest;
 	c->from_guest = r->from_guest;
-	memcpy(c->hello, r->hello, r->hello_len);
+	if (r->hello_len)
+		memcpy(c->hello, r->hello, r->hello_len);
 	c->hello_len = (uint8_t)r->hello_len;
 	c->prologue_len = (uint8_t)r->prologue_len;
 	c->prologue = r->prologue;
