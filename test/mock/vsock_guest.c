@@ -699,13 +699,6 @@ static void on_bytes(struct guest_sock *s, const uint8_t *data, uint32_t len)
 		sock_end(s), sock_queue(s, "late", 4);
 	else if (s->service != GUEST_SINK && s->service != GUEST_HALF && len)
 		sock_queue(s, data, len);
-	if (g->checksum) {
-		uint64_t sum = 0;
-
-		for (uint32_t i = 0; i < len; i++)
-			sum = sum * 31 + data[i];
-		g->sum_in += sum;
-	}
 	sock_consumed(s, all);
 }
 

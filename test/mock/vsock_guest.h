@@ -70,10 +70,9 @@ struct vsock_guest {
 	enum guest_service (*service)(uint32_t port);
 	uint64_t features_off;		/* not to be negotiated: bits 28 indirect, 29 event_idx */
 	uint32_t buf_alloc;		/* of a socket; 0: 256 KiB, as Linux */
-	bool checksum;			/* sinks add up what they read */
 
 	/* counters, for any thread */
-	atomic_uint_least64_t bytes_in, bytes_out, sum_in;
+	atomic_uint_least64_t bytes_in, bytes_out;
 	atomic_uint requests, resets, sockets, shutdowns;
 
 	pthread_t thread;
