@@ -735,7 +735,7 @@ static void on_packet(struct vsock_guest *g, const struct vsock_packet *p, const
 		s->peer_ended = true;
 		sock_busy(s);
 	}
-	if (!s->busy && (s->to_send || s->out_len > s->out_off))
+	if (s->to_send || s->out_len > s->out_off)
 		sock_busy(s);
 }
 
@@ -797,16 +797,11 @@ void vsock_guest_wait(struct vsock_guest *g, int ms)
 	ring_deaf(g, &g->tx);
 }
 
-static bool stopped(struct vsock_guest *g)
+void vsock_guest_serve(struct vsock_guest *g)
 {
 	struct pollfd p = { g->stop_fd, POLLIN, 0 };
 
-	return poll(&p, 1, 0) == 1;
-}
-
-void vsock_guest_serve(struct vsock_guest *g)
-{
-	while (!stopped(g))
+	while (poll(&p, 1, 0) == 0)
 		if (!vsock_guest_step(g))
 			vsock_guest_wait(g, 1000);
 }
