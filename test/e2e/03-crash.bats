@@ -9,9 +9,29 @@ setup_file() {
 		cpus: 2
 		memory: 1GiB
 		disk: 8GiB
+		ssh: {overVsock: true}
 	EOF
 }
 teardown_file() { drop_home; }
+
+# The machine's vsock as the host agent sees it, and what it is used for.
+vsock_works() {
+	python3 - "$LIMA_HOME/crash/ha.sock" <<-'EOF'
+		import http.client, json, socket, sys
+		c = http.client.HTTPConnection("x")
+		c.sock = socket.socket(socket.AF_UNIX)
+		c.sock.connect(sys.argv[1])
+		c.request("GET", "/v1/info")
+		v = json.load(c.getresponse()).get("vsock", {})
+		sys.exit(not (v.get("up") and v.get("lane") and v.get("ssh")))
+	EOF
+}
+lane_of() {	# GUEST PORT
+	limactl port list --json "$INSTANCE" | python3 -c 'import json,sys
+for line in sys.stdin:
+	r = json.loads(line)
+	if r["guestAddr"].endswith(":" + sys.argv[1]): print(r["lane"])' "$1"
+}
 
 # interrupt PATTERN COMMAND…: SIGINT for COMMAND once PATTERN is in its output
 interrupt() {
@@ -67,7 +87,12 @@ interrupt() {
 	[[ $output == *"limactl start crash"* ]]
 	limactl start --tty=false "$INSTANCE"
 	[[ $(field crash driverPID) == "$qemu" ]]
+	until_ok 60 vsock_works
 	until_ok 20 net tcp 127.0.0.1 "$port" x
+	[[ $(lane_of "$port") == *vsock* ]]
+	# by the agent's relay to sshd on the loopback, or by sshd's own vsock port
+	[[ $(ssh -F "$LIMA_HOME/crash/ssh.config" -o ControlMaster=no -o ControlPath=none lima-crash \
+		'echo $SSH_CONNECTION') =~ ^(127.0.0.1|UNKNOWN) ]]
 }
 
 @test "stop works with a dead host agent and a lost pid file, too" {
