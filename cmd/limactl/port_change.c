@@ -58,7 +58,7 @@ static int rule_of(const struct args *a, const char *text, json_t **ret, struct 
 static int rules_of(const struct args *a, json_t *ret, struct error *err)
 {
 	for (size_t i = 1; i < a->positional.len; i++) {
-		json_t *rule;
+		json_t *rule = NULL;
 
 		if (rule_of(a, a->positional.items[i], &rule, err) < 0)
 			return err->code;
