@@ -13,7 +13,7 @@
 extern const struct flag edit_flags[];		/* create, start, restart */
 extern const struct flag edit_new_flags[];	/* create and start of a new instance only */
 
-/* Changes the YAML text in @yaml as the flags in @a say. */
+/* Changes the YAML text in @yaml as the flags in @a say: all of them, or nothing. */
 int edit_flags_apply(const struct args *a, struct buf *yaml, struct error *err);
 /* Is there a flag that would change an existing instance? */
 bool edit_flags_given(const struct args *a);

@@ -17,6 +17,8 @@
 static const char yaml[] = "# kept\n"
 			   "images:\n"
 			   "- location: /i.qcow2\n"
+			   "- location: /min.qcow2\n"
+			   "  variant: minimal\n"
 			   "cpus: 1  # why one\n"
 			   "disk: 20GiB\n"
 			   "mounts:\n"
@@ -63,6 +65,24 @@ static void test_edit_flags_reach_their_keys(void **state)
 		{ "--shell=/bin/zsh", "user.shell", "/bin/zsh" },
 		{ "--param=COLOR=a: b", "param.COLOR", "a: b" },
 		{ "--dns=9.9.9.9", "hostResolver.enabled", "false" },
+		{ "--dns=9.9.9.9,1.1.1.1", "dns", "[9.9.9.9, 1.1.1.1]" },
+		{ "--mount-type=9p", "mountType", "9p" },
+		{ "--mount-inotify", "mountInotify", "true" },
+		{ "--mount-writable", "mounts[0].writable", "true" },
+		{ "--mount-only=/tmp", "mounts", "[{location: /tmp, writable: false}]" },
+		{ "--mount-none", "mounts", "[]" },
+		{ "--network=lima:user-v2", "networks[0].lima", "user-v2" },
+		{ "--network=vzNAT", "networks[0].vzNAT", "true" },
+		{ "--network=lima:a,lima:a,lima:b", "networks", "[{lima: a}, {lima: b}]" },
+		{ "--vm-type=qemu", "vmType", "qemu" },
+		{ "--video", "video.display", "default" },
+		{ "--video=false", "video.display", "none" },
+		{ "--nested-virt", "nestedVirtualization", "true" },
+		{ "--rosetta", "vmOpts.vz.rosetta.enabled", "true" },
+		{ "--containerd=user+system", "containerd", "{user: true, system: true}" },
+		{ "--containerd=none", "containerd.user", "false" },
+		{ "--audio-device=alsa", "audio.device", "alsa" },
+		{ "--image-variant=minimal", "images", "[{location: /min.qcow2, variant: minimal}]" },
 		{ "--port-forward=8080:80,static=true", "portForwards[0].hostPort", "8080" },
 		{ "--set=.user.name = \"x\"", "user.name", "x" },
 	};
@@ -90,6 +110,23 @@ static void test_edit_flags_mounts_come_first_and_split(void **state)
 	assert_value(&y, "mounts[3].location", "/srv/x");
 }
 
+static void test_edit_flags_about_all_mounts_exclude_each_other(void **state)
+{
+	static const char *const cases[][2] = {
+		{ "--mount=/tmp", "--mount-only=/tmp" },
+		{ "--mount=/tmp", "--mount-none" },
+		{ "--mount-only=/tmp", "--mount-none" },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		scoped_buf struct buf y = { 0 };
+		struct error err = { 0 };
+
+		apply(ARGV(cases[i][0], cases[i][1]), &y, -EINVAL, &err);
+		assert_non_null(strstr(err.msg, "contradict each other"));
+	}
+}
+
 static void test_edit_flags_mistakes_name_the_flag(void **state)
 {
 	static const struct {
@@ -100,7 +137,11 @@ static void test_edit_flags_mistakes_name_the_flag(void **state)
 		{ "--port-forward=80", "--port-forward 80" },
 		{ "--port-forward=80:80,static=maybe", "static=true" },
 		{ "--mount=/no/such/dir", "--mount /no/such/dir: no such file" },
-		{ "--set=nonsense", "--set 'nonsense'" },
+		{ "--mount-only=/tmp,/no/such", "--mount-only /no/such: no such file" },
+		{ "--containerd=podman", "write user, system" },
+		{ "--network=user-v2", "write lima:NAME" },
+		{ "--image-variant=tiny", "--image-variant tiny: no image" },
+		{ "--set=nonsense", "--set nonsense" },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -170,6 +211,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_edit_flags_reach_their_keys),
 		cmocka_unit_test(test_edit_flags_mounts_come_first_and_split),
+		cmocka_unit_test(test_edit_flags_about_all_mounts_exclude_each_other),
 		cmocka_unit_test(test_edit_flags_mistakes_name_the_flag),
 		cmocka_unit_test(test_edit_flags_on_an_instance_keep_its_comments),
 		cmocka_unit_test(test_edit_flags_that_would_break_an_instance_change_nothing),
