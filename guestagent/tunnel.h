@@ -12,7 +12,8 @@
  *
  * UDP: one connected socket per client, so that replies come back to the right
  * one. Datagrams up to 65,507 bytes whole, empty ones too; what a full socket
- * does not take is dropped, as on any wire. The host decides when a flow is idle.
+ * does not take is dropped, as on any wire. The host decides when a flow is idle;
+ * ICMP's "unreachable" ends it at once, with the socket's error.
  */
 #pragma once
 

@@ -41,15 +41,38 @@ static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
 	tunnel_read_buffer(u->base.owner, buf);
 }
 
-/* ECONNREFUSED is an ICMP answer to an earlier datagram: the server may come
- * back, and the flow ends by idleness anyway. */
+/* What a connected socket says after an ICMP "unreachable" (udp(7), icmp(7)), or when
+ * there is no way at all. EMSGSIZE, an answer of theirs as well, concerns one datagram. */
+static bool is_unreachable(int code)
+{
+	static const int codes[] = { -ECONNREFUSED, -EHOSTUNREACH, -ENETUNREACH, -EHOSTDOWN,
+				     -ENETDOWN };
+
+	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
+		if (codes[i] == code)
+			return true;
+	return false;
+}
+
+/* Nobody is there: the host tells the client, whose next datagram is a new flow. */
+static void udp_reset(struct udp *u, int code)
+{
+	guest_stream_reset(steal_ptr(&u->stream), code);
+	udp_close(u);
+}
+
 static void on_datagram(uv_udp_t *sock, ssize_t n, const uv_buf_t *buf,
 			const struct sockaddr *from, unsigned flags)
 {
 	struct udp *u = sock->data;
 
-	if (u->closing || !u->stream || n < 0 || (n == 0 && !from))
+	if (u->closing || !u->stream || (n == 0 && !from))
 		return;
+	if (n < 0) {
+		if (is_unreachable((int)n))
+			udp_reset(u, (int)n);
+		return;
+	}
 	if (!guest_stream_write(u->stream, tunnel_take_read(u->base.owner, (size_t)n), (size_t)n))
 		uv_udp_recv_stop(sock);
 }
@@ -71,9 +94,12 @@ static void on_data(void *arg, const uint8_t *data, size_t len)
 	if (u->closing)
 		return;
 	rc = uv_udp_try_send(&u->sock, &buf, 1, NULL);
-	if (rc == UV_ECONNREFUSED)	/* told about an earlier one; this one was not sent */
+	/* told about an earlier one; this one was not sent, and finds out for itself */
+	if (is_unreachable(rc))
 		rc = uv_udp_try_send(&u->sock, &buf, 1, NULL);
-	if (rc < 0 && rc != UV_EAGAIN && rc != UV_ECONNREFUSED)
+	if (is_unreachable(rc))
+		udp_reset(u, rc);
+	else if (rc < 0 && rc != UV_EAGAIN)
 		log_warn_limited("tunnel: datagram of %zu bytes dropped: %s", len, error_text(rc));
 }
 

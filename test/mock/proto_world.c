@@ -67,6 +67,7 @@ struct far_stream {
 	struct guest_stream *stream;
 	enum far_end kind;
 	uint64_t count, to_send;
+	int reset_code;
 };
 
 static void far_free(struct far_stream *f)
@@ -100,7 +101,7 @@ static void far_data(void *arg, const uint8_t *data, size_t len)
 
 	f->count += f->kind == FAR_SOURCE ? 0 : len;
 	if (f->kind == FAR_RESET) {
-		guest_stream_reset(f->stream, -ECONNRESET);
+		guest_stream_reset(f->stream, f->reset_code);
 		far_free(f);
 	} else if (f->kind == FAR_ECHO) {
 		copy = xmalloc(len ? len : 1);
@@ -155,6 +156,7 @@ static void on_tunnel(void *arg, struct guest_stream *s, int proto, const char *
 
 	f->w = w;
 	f->stream = s;
+	f->reset_code = proto == IPPROTO_UDP ? -ECONNREFUSED : -ECONNRESET;
 	f->kind = (enum far_end)atoi(strrchr(guest_addr, ':') + 1);
 	f->next = w->far_streams;
 	f->pprev = &w->far_streams;

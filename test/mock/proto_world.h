@@ -23,7 +23,7 @@ enum far_end {
 	FAR_SINK = 9,		/* counts; at our EOF answers the count (8 bytes) and EOF */
 	FAR_SOURCE = 19,	/* sends world->source_bytes, then EOF; ends at our EOF */
 	FAR_REFUSED = 20,	/* connect(): ECONNREFUSED */
-	FAR_RESET = 21,		/* resets at the first byte */
+	FAR_RESET = 21,		/* resets at the first byte; UDP: ECONNREFUSED */
 	FAR_SILENT = 22,	/* connect() never returns */
 	FAR_STALLED = 23,	/* opens, takes nothing */
 };

@@ -216,6 +216,24 @@ static void test_grpc_datagrams(void **state)
 	stop(&h);
 }
 
+/* The guest found out with the first datagram that nobody is there. */
+static void test_grpc_datagram_that_meets_nobody(void **state)
+{
+	struct whole h;
+	ssize_t n = 0;
+	int fd;
+
+	start(&h, false);
+	fd = fx_connect(SOCK_DGRAM, "127.0.0.1", host_port(&h, FAR_RESET));
+	assert_int_equal(send(fd, "x", 1, 0), 1);
+	WORLD_WAIT(&h.w, h.w.far_total == 1 && h.w.far_open == 0);
+	/* sooner or later the news is here, then the host's own port refuses */
+	WORLD_WAIT(&h.w, (n = send(fd, "y", 1, 0)) < 0);
+	assert_int_equal(errno, ECONNREFUSED);
+	close(fd);
+	stop(&h);
+}
+
 /* The link breaks and comes back: clients that were not connected yet wait. */
 static void test_grpc_link_comes_back(void **state)
 {
@@ -252,6 +270,7 @@ int main(void)
 		cmocka_unit_test(test_grpc_refused_and_reset_reach_the_client),
 		cmocka_unit_test(test_grpc_with_limas_guest_agent),
 		cmocka_unit_test(test_grpc_datagrams),
+		cmocka_unit_test(test_grpc_datagram_that_meets_nobody),
 		cmocka_unit_test(test_grpc_link_comes_back),
 	};
 

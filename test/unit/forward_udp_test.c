@@ -208,6 +208,57 @@ static void test_udp_refusal_ends_the_flow_not_the_forward(void **state)
 	fx_stop(&fx);
 }
 
+/* The server answered, then it died: an ICMP answer reached its socket in the guest. */
+static void test_udp_server_that_died_is_refused_then_dialed_anew(void **state)
+{
+	static const int codes[] = { -ECONNREFUSED, -EHOSTUNREACH };
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	char c;
+
+	for (size_t i = 0; i < ARRAY_SIZE(codes); i++) {
+		assert_echo(&fx, fd, "x", 1);
+		assert_int_equal(fx.lane.opens, i + 1);
+		mock_lane_break(&fx.lane, codes[i]);
+		assert_true(fx_until(&fx, no_flow_left, &fx));
+		errno = 0;
+		send(fd, "y", 1, 0);
+		assert_int_equal(fx_receive(&fx, fd, &c, 1), -ECONNREFUSED);
+		fx_turn(&fx, 400);
+	}
+	assert_echo(&fx, fd, "z", 1);
+	close(fd);
+	fx_stop(&fx);
+}
+
+static bool second_came_and_went(void *arg)
+{
+	const struct fx *fx = arg;
+
+	return fx->lane.opens == 2 && fx->lane.now == 1;
+}
+
+/* One guest server for all: a client that it lost must not cost the others theirs. */
+static void test_udp_refusal_of_one_spares_the_others(void **state)
+{
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int served = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	int refused = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+
+	assert_echo(&fx, served, "a", 1);
+	fx.lane.mode = MOCK_REFUSE;
+	assert_int_equal(send(refused, "b", 1, 0), 1);
+	assert_true(fx_until(&fx, second_came_and_went, &fx));
+	assert_echo(&fx, served, "c", 1);
+	fx.lane.mode = MOCK_ECHO;
+	assert_echo(&fx, refused, "d", 1);
+	close(served);
+	close(refused);
+	fx_stop(&fx);
+}
+
 /* Only this flow's tunnel was turned away, the lane stays: no other lane comes. */
 static void test_udp_flow_turned_away_is_tried_again(void **state)
 {
@@ -299,6 +350,8 @@ int main(void)
 		cmocka_unit_test(test_udp_most_idle_flow_makes_room),
 		cmocka_unit_test(test_udp_waits_for_a_lane_and_drops_the_oldest),
 		cmocka_unit_test(test_udp_refusal_ends_the_flow_not_the_forward),
+		cmocka_unit_test(test_udp_server_that_died_is_refused_then_dialed_anew),
+		cmocka_unit_test(test_udp_refusal_of_one_spares_the_others),
 		cmocka_unit_test(test_udp_flow_turned_away_is_tried_again),
 		cmocka_unit_test(test_udp_stuck_guest_is_bounded),
 		cmocka_unit_test(test_udp_client_gone_before_the_answer),

@@ -434,12 +434,12 @@ static void test_udp_sizes_both_ways(void **state)
 	fixture_stop(&f);
 }
 
-/* No server yet: the ICMP answer ends nothing, and the server's first
- * datagram after its start arrives. */
-static void test_udp_server_comes_later(void **state)
+/* Nobody there: ICMP's answer ends the flow, and the host is told why. The server
+ * that comes later is reached by the next one. */
+static void test_udp_nobody_there(void **state)
 {
 	struct fixture f;
-	struct guest_stream s = { 0 };
+	struct guest_stream s = { 0 }, later = { 0 };
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	unsigned port;
 	char addr[64];
@@ -449,19 +449,48 @@ static void test_udp_server_comes_later(void **state)
 	close(server_socket(SOCK_DGRAM, addr));
 	sscanf(addr, "127.0.0.1:%u", &port);
 	tunnels_open(f.tunnels, &s, IPPROTO_UDP, addr);
-	for (int i = 0; i < 3; i++) {
-		from_host(&s, "lost", 4);
-		uv_run(&f.loop.uv, UV_RUN_ONCE);
-	}
-	assert_int_equal(s.reset, 0);
+	from_host(&s, "first", 5);
+	if (!s.ended)		/* else the second finds out */
+		from_host(&s, "second", 6);
+	wait_for(&f, s.reset);
+	assert_int_equal(s.reset, -ECONNREFUSED);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
 	a.sin_port = htons((uint16_t)port);
 	fd = socket(AF_INET, SOCK_DGRAM, 0);
 	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
-	from_host(&s, "there", 5);
+	tunnels_open(f.tunnels, &later, IPPROTO_UDP, addr);
+	from_host(&later, "there", 5);
 	wait_for(&f, readable(fd));
 	close(fd);
-	mock_stream_end(&s, 0);
+	mock_stream_end(&later, 0);
 	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
+/* A server that was there goes away in the middle of a flow. */
+static void test_udp_server_goes_away(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	struct sockaddr_in from;
+	socklen_t from_len = sizeof(from);
+	char addr[64], got[8];
+	int fd = server_socket(SOCK_DGRAM, addr);
+
+	fixture_start(&f);
+	tunnels_open(f.tunnels, &s, IPPROTO_UDP, addr);
+	from_host(&s, "ask", 3);
+	wait_for(&f, readable(fd));
+	assert_int_equal(recvfrom(fd, got, sizeof(got), 0, (struct sockaddr *)&from, &from_len), 3);
+	sendto(fd, "answer", 6, 0, (struct sockaddr *)&from, from_len);
+	wait_for(&f, s.messages == 1);
+	close(fd);
+	assert_int_equal(s.reset, 0);	/* going away says nothing by itself */
+	from_host(&s, "ask", 3);
+	wait_for(&f, s.reset);
+	assert_int_equal(s.reset, -ECONNREFUSED);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	buf_done(&s.got);
 	fixture_stop(&f);
 }
 
@@ -523,7 +552,8 @@ int main(void)
 		cmocka_unit_test(test_tcp_ends_while_connecting),
 		cmocka_unit_test(test_tcp_wildcard),
 		cmocka_unit_test(test_udp_sizes_both_ways),
-		cmocka_unit_test(test_udp_server_comes_later),
+		cmocka_unit_test(test_udp_nobody_there),
+		cmocka_unit_test(test_udp_server_goes_away),
 		cmocka_unit_test(test_dial_parse),
 		cmocka_unit_test(test_bad_requests_are_refused),
 	};
