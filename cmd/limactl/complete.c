@@ -8,9 +8,9 @@
 
 #include <string.h>
 
+#include "cmd/limactl/template_arg.h"
 #include "lib/base/mem.h"
 #include "lib/base/strv.h"
-#include "lib/config/locator.h"
 #include "lib/store/instance.h"
 #include "lib/store/layout.h"
 
@@ -96,13 +96,11 @@ static void offer_instances(FILE *out, const char *prefix)
 static void offer_templates(FILE *out, const char *prefix)
 {
 	scoped_free char *home = NULL;
-	scoped_strv struct strv dirs = { 0 };
 	struct locator_template *list = NULL;
 	struct error err = { 0 };
 	size_t n = 0;
 
-	if (layout_lima_home(&home, &err) < 0 || layout_template_dirs(home, &dirs, &err) < 0 ||
-	    locator_list(&dirs, &list, &n, &err) < 0)
+	if (layout_lima_home(&home, &err) < 0 || template_arg_list(home, &list, &n, &err) < 0)
 		return;
 	for (size_t i = 0; i < n; i++) {
 		scoped_free char *word = xasprintf("template:%s", list[i].name);

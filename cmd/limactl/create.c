@@ -1,12 +1,14 @@
 #include "cmd/limactl/create.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include "cmd/limactl/edit_flags.h"
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/launch.h"
 #include "cmd/limactl/template_arg.h"
+#include "drivers/driver.h"
 #include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -15,8 +17,39 @@
 
 const struct flag create_flags[] = {
 	{ "name", 0, FLAG_STRING, "NAME", "name of the new instance (default: the template's)", false },
+	{ "list-templates", 0, FLAG_BOOL, NULL, "print what template:NAME can be, and end", false },
+	{ "list-drivers", 0, FLAG_BOOL, NULL, "print what --vm-type can be, and end", false },
 	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
 };
+
+static int list_templates(void)
+{
+	struct locator_template *list = NULL;
+	scoped_free char *home = NULL;
+	struct error err = { 0 };
+	size_t n = 0;
+
+	if (layout_lima_home(&home, &err) < 0 || template_arg_list(home, &list, &n, &err) < 0)
+		return verb_fail(&err);
+	for (size_t i = 0; i < n; i++)
+		puts(list[i].name);
+	locator_list_free(list, n);
+	return 0;
+}
+
+bool create_list(const struct args *a, int *ret_code)
+{
+	if (args_bool(a, "list-templates", false)) {
+		*ret_code = list_templates();
+		return true;
+	}
+	if (!args_bool(a, "list-drivers", false))
+		return false;
+	for (const struct driver_ops *const *d = driver_all(); *d; d++)
+		puts((*d)->name);
+	*ret_code = 0;
+	return true;
+}
 
 void create_warn(const struct config *config)
 {
@@ -129,10 +162,13 @@ static int run(const struct args *a)
 	scoped_instance struct instance *inst = NULL;
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
-	struct ui *ui = ui_new(args_wants_tty(a));
 	struct error err = { 0 };
+	struct ui *ui;
 	int rc;
 
+	if (create_list(a, &rc))
+		return rc;
+	ui = ui_new(args_wants_tty(a));
 	interrupt_install();
 	rc = create_instance(a, "create", ui, &home, &lock, &inst, &err);
 	if (rc == 0)

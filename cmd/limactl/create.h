@@ -15,5 +15,8 @@ extern const struct flag create_flags[];	/* --name and the like */
 int create_instance(const struct args *a, const char *verb, struct ui *ui, char **ret_home,
 		    int *ret_lock, struct instance **ret, struct error *err);
 
+/* --list-templates, --list-drivers: prints, and true; the exit code in *ret_code. */
+bool create_list(const struct args *a, int *ret_code);
+
 /* What is new to somebody who runs this as root, or with mounts. */
 void create_warn(const struct config *config);

@@ -4,9 +4,9 @@
 
 #include "cmd/limactl/args.h"
 #include "cmd/limactl/instance_arg.h"
+#include "cmd/limactl/template_arg.h"
 #include "drivers/driver.h"
 #include "lib/base/mem.h"
-#include "lib/config/locator.h"
 #include "lib/store/layout.h"
 
 static json_t *templates(const struct locator_template *list, size_t n)
@@ -56,15 +56,13 @@ static void add_drivers(json_t *root)
 
 static int run(const struct args *a)
 {
-	scoped_strv struct strv dirs = { 0 };
 	scoped_free char *home = NULL, *key = NULL, *share = NULL;
 	struct error err = { 0 }, none = { 0 };
 	struct locator_template *list = NULL;
 	size_t n = 0;
 	json_t *root;
 
-	if (layout_lima_home(&home, &err) < 0 || layout_template_dirs(home, &dirs, &err) < 0 ||
-	    locator_list(&dirs, &list, &n, &err) < 0)
+	if (layout_lima_home(&home, &err) < 0 || template_arg_list(home, &list, &n, &err) < 0)
 		return verb_fail(&err);
 	root = json_object();
 	key = layout_user_key(home);

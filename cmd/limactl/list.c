@@ -3,12 +3,13 @@
  * Table columns, JSON keys and their order are Lima's (reference/cli.md §3).
  */
 #include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cmd/limactl/args.h"
 #include "cmd/limactl/instance_arg.h"
+#include "cmd/limactl/instance_view.h"
+#include "cmd/limactl/text_table.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
@@ -16,16 +17,12 @@
 #include "lib/store/layout.h"
 
 static const struct flag flags[] = {
-	{ "format", 'f', FLAG_STRING, "FORMAT", "table or json", false },
+	{ "format", 'f', FLAG_STRING, "FORMAT", "table, json, yaml, or a template such as '{{.Name}}'", false },
 	{ "json", 0, FLAG_BOOL, NULL, "one JSON object a line; the same as --format json", false },
+	{ "list-fields", 0, FLAG_BOOL, NULL, "what a template may name, and end", false },
+	{ "all-fields", 0, FLAG_BOOL, NULL, "taken for Lima's sake: the table leaves nothing out", false },
 	{ "quiet", 'q', FLAG_BOOL, NULL, "names only", false },
 	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
-};
-
-enum { COLUMNS = 9, PAD = 4 };
-
-struct table {
-	struct strv cells;	/* row by row */
 };
 
 /* "4GiB", with up to four significant digits, as in lima.yaml */
@@ -50,7 +47,7 @@ static char *short_dir(const char *dir)
 	return xstrdup(dir);
 }
 
-static void add_row(struct table *t, const struct instance *inst)
+static void add_row(struct text_table *t, const struct instance *inst)
 {
 	const struct config *c = inst->config;
 
@@ -68,118 +65,100 @@ static void add_row(struct table *t, const struct instance *inst)
 	strv_take(&t->cells, short_dir(inst->dir));
 }
 
-static void print_table(const struct table *t)
+static void print_table(struct text_table *t)
 {
-	size_t width[COLUMNS] = { 0 };
+	for (size_t i = 0; i < text_table_rows(t); i++) {
+		scoped_buf struct buf line = { 0 };
 
-	for (size_t i = 0; i < t->cells.len; i++)
-		width[i % COLUMNS] = MAX(width[i % COLUMNS], strlen(t->cells.items[i]));
-	for (size_t i = 0; i < t->cells.len; i++) {
-		bool last = i % COLUMNS == COLUMNS - 1;
-
-		if (last)
-			printf("%s\n", t->cells.items[i]);
-		else
-			printf("%-*s", (int)width[i % COLUMNS] + PAD, t->cells.items[i]);
+		text_table_line(t, i, 0, &line);
+		puts(buf_str(&line));
 	}
 }
 
-static json_t *string_list(const struct strv *v)
+enum format { FORMAT_TABLE, FORMAT_JSON, FORMAT_YAML, FORMAT_TEMPLATE, FORMAT_QUIET };
+
+static int parse_format(const char *f, enum format *ret, struct error *err)
 {
-	json_t *list = json_array();
-	const char *s;
+	static const struct {
+		const char *name;
+		enum format format;
+	} formats[] = { { "table", FORMAT_TABLE }, { "json", FORMAT_JSON }, { "yaml", FORMAT_YAML } };
 
-	strv_foreach(s, v)
-		json_array_append_new(list, json_string(s));
-	return list;
+	for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
+		if (streq(f, formats[i].name)) {
+			*ret = formats[i].format;
+			return 0;
+		}
+	}
+	if (!strstr(f, "{{"))
+		return error_set(err, -EINVAL, "--format: `%s` is none of table, json, yaml, '{{.FIELD}}'", f);
+	*ret = FORMAT_TEMPLATE;
+	return 0;
 }
-
-static void add_config(json_t *o, const struct config *c)
-{
-	json_t *config = json_loadb((const char *)c->json.data, c->json.len, 0, NULL);
-	json_t *param = json_object_get(config, "param");
-
-	json_object_set_new(o, "vmType", json_string(c->vm_type));
-	json_object_set_new(o, "arch", json_string(arch_name(c->arch)));
-	json_object_set_new(o, "cpus", json_integer(c->cpus));
-	json_object_set_new(o, "memory", json_integer((json_int_t)c->memory_bytes));
-	json_object_set_new(o, "disk", json_integer((json_int_t)c->disk_bytes));
-	if (*c->message)
-		json_object_set_new(o, "message", json_string(c->message));
-	if (json_object_size(param))
-		json_object_set(o, "param", param);
-	if (config)
-		json_object_set_new(o, "config", config);
-}
-
-static void print_json(const struct instance *inst)
-{
-	scoped_free char *ssh_config = layout_instance_file(inst->dir, FILE_SSH_CONFIG);
-	scoped_free char *key = layout_user_key(inst->lima_home);
-	json_t *o = json_object();
-
-	json_object_set_new(o, "name", json_string(inst->name));
-	json_object_set_new(o, "hostname", json_string(inst->hostname));
-	json_object_set_new(o, "status", json_string(instance_status_name(inst->status)));
-	json_object_set_new(o, "dir", json_string(inst->dir));
-	if (inst->config)
-		add_config(o, inst->config);
-	json_object_set_new(o, "sshLocalPort", json_integer(inst->ssh_local_port));
-	json_object_set_new(o, "sshConfigFile", json_string(ssh_config));
-	if (inst->ha_pid)
-		json_object_set_new(o, "hostAgentPID", json_integer(inst->ha_pid));
-	if (inst->driver_pid)
-		json_object_set_new(o, "driverPID", json_integer(inst->driver_pid));
-	if (inst->errors.len)
-		json_object_set_new(o, "errors", string_list(&inst->errors));
-	json_object_set_new(o, "sshAddress", json_string("127.0.0.1"));
-	json_object_set_new(o, "protected", json_boolean(inst->is_protected));
-	json_object_set_new(o, "limaVersion", json_string(inst->lima_version));
-	json_object_set_new(o, "HostOS", json_string("linux"));
-	json_object_set_new(o, "HostArch", json_string(arch_name(arch_host())));
-	json_object_set_new(o, "LimaHome", json_string(inst->lima_home));
-	json_object_set_new(o, "IdentityFile", json_string(key));
-	json_dumpf(o, stdout, JSON_COMPACT);
-	putchar('\n');
-	json_decref(o);
-}
-
-enum format { FORMAT_TABLE, FORMAT_JSON, FORMAT_QUIET };
 
 static int pick_format(const struct args *a, enum format *ret, struct error *err)
 {
 	const char *f = args_str(a, "format");
-	bool json = args_bool(a, "json", false), quiet = args_bool(a, "quiet", false);
+	enum format format = FORMAT_TABLE;
 
-	if (f && json)
+	if (f && args_bool(a, "json", false))
 		return error_set(err, -EINVAL, "--format and --json contradict each other");
-	if (quiet && (json || (f && !streq(f, "table"))))
-		return error_set(err, -EINVAL, "--quiet goes with the table format only");
-	if (f && !streq(f, "table") && !streq(f, "json"))
-		return error_set(err, -EINVAL, "--format: `%s` is neither table nor json", f);
-	*ret = quiet ? FORMAT_QUIET : json || (f && streq(f, "json")) ? FORMAT_JSON : FORMAT_TABLE;
+	if (args_bool(a, "json", false))
+		format = FORMAT_JSON;
+	else if (f && parse_format(f, &format, err) < 0)
+		return err->code;
+	if (args_bool(a, "quiet", false)) {
+		if (format != FORMAT_TABLE)
+			return error_set(err, -EINVAL, "--quiet goes with the table format only");
+		format = FORMAT_QUIET;
+	}
+	*ret = format;
 	return 0;
 }
 
-static void show(const char *home, const char *name, enum format format, struct table *t)
+struct listing {
+	const char *home, *template;
+	enum format format;
+	struct text_table table;
+	struct buf out;		/* all of it is printed, or nothing */
+};
+
+static int add_view(struct listing *l, const struct instance *inst, struct error *err)
+{
+	json_t *view = instance_view_json(inst);
+	int rc = 0;
+
+	if (l->format == FORMAT_YAML) {
+		rc = instance_view_yaml(view, &l->out, err);
+	} else if (l->format == FORMAT_TEMPLATE) {
+		rc = instance_view_template(view, l->template, &l->out, err);
+	} else {
+		scoped_free char *json = json_dumps(view, JSON_COMPACT);
+
+		buf_addf(&l->out, "%s\n", json);
+	}
+	json_decref(view);
+	return rc;
+}
+
+static int add_instance(struct listing *l, const char *name, struct error *err)
 {
 	scoped_instance struct instance *inst = NULL;
-	struct error err = { 0 };
 
-	if (format == FORMAT_QUIET) {
-		puts(name);
-		return;
+	if (l->format == FORMAT_QUIET) {
+		buf_addf(&l->out, "%s\n", name);
+		return 0;
 	}
-	if (instance_inspect(home, name, &inst, &err) < 0) {
-		log_debug("list: %s", err.msg); /* deleted while we looked */
-		return;
+	if (instance_inspect(l->home, name, &inst, err) < 0) {
+		log_debug("list: %s", err->msg); /* deleted while we looked */
+		return 0;
 	}
 	for (size_t i = 0; i < inst->errors.len; i++)
 		log_warn("instance `%s`: %s", name, inst->errors.items[i]);
-	if (format == FORMAT_JSON)
-		print_json(inst);
-	else
-		add_row(t, inst);
+	if (l->format != FORMAT_TABLE)
+		return add_view(l, inst, err);
+	add_row(&l->table, inst);
+	return 0;
 }
 
 /* The names to show, in order; those that do not exist are told and counted. */
@@ -204,17 +183,36 @@ static unsigned choose(const struct args *a, const struct strv *all, struct strv
 	return unmatched;
 }
 
+static int print(struct listing *l, const struct strv *names, struct error *err)
+{
+	const char *name;
+
+	l->table = (struct text_table){ .n_columns = 9, .gap = 4 };
+	strv_add_all(&l->table.cells, "NAME", "STATUS", "SSH", "VMTYPE", "ARCH", "CPUS", "MEMORY", "DISK",
+		     "DIR", NULL);
+	strv_foreach(name, names)
+		if (add_instance(l, name, err) < 0)
+			return err->code;
+	if (l->format == FORMAT_TABLE && names->len)
+		print_table(&l->table);
+	fwrite(buf_str(&l->out), 1, l->out.len, stdout);
+	return 0;
+}
+
 static int run(const struct args *a)
 {
 	scoped_strv struct strv all = { 0 }, names = { 0 };
-	struct table t = { 0 };
+	struct listing l = { .template = args_str(a, "format") };
 	scoped_free char *home = NULL;
 	struct error err = { 0 };
-	enum format format;
 	unsigned unmatched;
-	const char *name;
+	int rc;
 
-	if (pick_format(a, &format, &err) < 0 || layout_lima_home(&home, &err) < 0 ||
+	if (args_bool(a, "list-fields", false)) {
+		instance_view_fields(stdout);
+		return 0;
+	}
+	if (pick_format(a, &l.format, &err) < 0 || layout_lima_home(&home, &err) < 0 ||
 	    instance_list(home, &all, &err) < 0)
 		return verb_fail(&err);
 	if (!all.len && !a->positional.len) {
@@ -222,18 +220,13 @@ static int run(const struct args *a)
 		return 0;
 	}
 	unmatched = choose(a, &all, &names);
-	strv_add_all(&t.cells, "NAME", "STATUS", "SSH", "VMTYPE", "ARCH", "CPUS", "MEMORY", "DISK", "DIR",
-		     NULL);
-	strv_foreach(name, &names)
-		show(home, name, format, &t);
-	if (format == FORMAT_TABLE && names.len)
-		print_table(&t);
-	strv_done(&t.cells);
-	if (unmatched) {
-		log_write(LOG_FATAL, "unmatched instances");
-		return 1;
-	}
-	return 0;
+	l.home = home;
+	rc = print(&l, &names, &err);
+	text_table_done(&l.table);
+	buf_done(&l.out);
+	if (rc == 0 && unmatched)
+		error_set(&err, -ENOENT, "unmatched instances");
+	return rc < 0 || unmatched ? verb_fail(&err) : 0;
 }
 
 const struct verb verb_list = {
@@ -244,7 +237,10 @@ const struct verb verb_list = {
 	.summary = "show instances",
 	.text = "Without names all are shown. The data goes to stdout, what is wrong with an instance to\n"
 		"stderr.",
-	.examples = "  limactl list\n  limactl list -q\n  limactl list --json web | jq .status",
+	.examples = "  limactl list\n"
+		    "  limactl list -q\n"
+		    "  limactl list --json web | jq .status\n"
+		    "  limactl list --format '{{.Name}} {{.SSHLocalPort}}'",
 	.flags = (const struct flag *const[]){ flags, NULL },
 	.max_args = -1,
 	.arg = ARG_INSTANCE,

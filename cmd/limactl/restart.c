@@ -11,6 +11,7 @@
 
 static const struct flag flags[] = {
 	{ "force", 'f', FLAG_BOOL, NULL, "kill the machine instead of stopping it", false },
+	{ "progress", 0, FLAG_BOOL, NULL, "taken for Lima's sake: progress is always shown", false },
 	{ "timeout", 0, FLAG_DURATION, "DURATION", "how long to wait for READY (default 10m)", false },
 	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
 };

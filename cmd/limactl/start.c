@@ -13,6 +13,7 @@
 
 static const struct flag flags[] = {
 	{ "timeout", 0, FLAG_DURATION, "DURATION", "how long to wait for READY (default 10m)", false },
+	{ "progress", 0, FLAG_BOOL, NULL, "taken for Lima's sake: progress is always shown", false },
 	{ "foreground", 0, FLAG_BOOL, NULL, "run the host agent here instead of in the background", false },
 	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
 };
@@ -100,10 +101,13 @@ static int start(const struct args *a, struct ui *ui, struct error *err)
 
 static int run(const struct args *a)
 {
-	struct ui *ui = ui_new(args_wants_tty(a));
 	struct error err = { 0 };
+	struct ui *ui;
 	int rc;
 
+	if (create_list(a, &rc))
+		return rc;
+	ui = ui_new(args_wants_tty(a));
 	interrupt_install();
 	rc = start(a, ui, &err);
 	ui_free(ui);

@@ -65,6 +65,16 @@ int template_arg_read(const char *arg, const char *lima_home, const struct progr
 	return 0;
 }
 
+int template_arg_list(const char *lima_home, struct locator_template **ret, size_t *ret_n,
+		      struct error *err)
+{
+	scoped_strv struct strv dirs = { 0 };
+
+	if (layout_template_dirs(lima_home, &dirs, err) < 0)
+		return err->code;
+	return locator_list(&dirs, ret, ret_n, err);
+}
+
 static void log_problems(const struct config_problems *p)
 {
 	const char *line;

@@ -9,6 +9,7 @@
 #include "lib/base/error.h"
 #include "lib/base/progress.h"
 #include "lib/config/config.h"
+#include "lib/config/locator.h"
 
 struct template_arg {
 	char *shown;	/* for messages: as given */
@@ -20,6 +21,10 @@ void template_arg_done(struct template_arg *t);
 /* @arg NULL: `template:default`. */
 int template_arg_read(const char *arg, const char *lima_home, const struct progress *progress,
 		      struct template_arg *ret, struct error *err);
+
+/* All templates that `template:NAME` finds, sorted; free with locator_list_free(). */
+int template_arg_list(const char *lima_home, struct locator_template **ret, size_t *ret_n,
+		      struct error *err);
 
 /* Loads the text as the instance @name would. Warnings and all errors are
  * logged, one a line; the error then says how many there were. */

@@ -4,7 +4,7 @@
 
 #include "lib/base/mem.h"
 
-enum { GAP = 2 };
+enum { DEFAULT_GAP = 2 };
 
 void text_table_done(struct text_table *t)
 {
@@ -57,13 +57,15 @@ void text_table_line(struct text_table *t, size_t row, size_t columns, struct bu
 {
 	scoped_buf struct buf b = { 0 };
 
+	int gap = (int)(t->gap ? t->gap : DEFAULT_GAP);
+
 	measure(t);
 	for (size_t c = 0; c < t->n_columns; c++) {
 		const char *cell = t->cells.items[row * t->n_columns + c];
 		size_t pad = t->widths[c] - width(cell);
 		bool right = t->right >> c & 1;
 
-		buf_addf(&b, "%*s%s%*s", right ? (int)pad : 0, "", cell, (right ? 0 : (int)pad) + GAP, "");
+		buf_addf(&b, "%*s%s%*s", right ? (int)pad : 0, "", cell, (right ? 0 : (int)pad) + gap, "");
 	}
 	while (b.len && b.data[b.len - 1] == ' ')
 		b.data[--b.len] = 0;

@@ -15,6 +15,7 @@ enum { TEXT_TABLE_COLUMNS = 16 };
 
 struct text_table {
 	size_t n_columns;	/* at most TEXT_TABLE_COLUMNS */
+	size_t gap;		/* between columns; 0: 2 */
 	unsigned long right;	/* bit n: column n is flush right */
 	struct strv cells;
 	size_t widths[TEXT_TABLE_COLUMNS];	/* at least so wide */
