@@ -19,42 +19,45 @@ load() {
 	done <"$1"
 }
 
-# put FILE [MODE]: standard input becomes FILE, at once.
+# put_failed FILE: what went wrong is said already; FILE is as it was before.
+put_failed() {
+	rm -f "$1.lima-new"
+	echo "lima: warning: $1 was not written" >&2
+	return 1
+}
+
+# put FILE [MODE]: standard input becomes FILE, at once and whole, or not at all (the
+# disk is full). With MODE nobody may read it before it has that.
 put() {
-	cat >"$1.lima-new"
-	[ $# -lt 2 ] || chmod "$2" "$1.lima-new"
-	mv -f "$1.lima-new" "$1"
+	if [ $# -lt 2 ]; then
+		cat >"$1.lima-new"
+	else
+		(umask 077 && exec cat >"$1.lima-new") && chmod "$2" "$1.lima-new"
+	fi && mv -f "$1.lima-new" "$1" || put_failed "$1"
 }
 
 # put_text FILE TEXT: as put, for one line.
 put_text() {
-	printf '%s\n' "$2" >"$1.lima-new"
-	mv -f "$1.lima-new" "$1"
+	printf '%s\n' "$2" >"$1.lima-new" && mv -f "$1.lima-new" "$1" || put_failed "$1"
 }
 
 # put_changed FILE MODE: as put, but leaves FILE alone when it says so already.
 # Tells by its status whether something changed.
 put_changed() {
-	cat >"$1.lima-new"
+	cat >"$1.lima-new" || put_failed "$1" || return
 	if cmp -s "$1.lima-new" "$1"; then
 		rm -f "$1.lima-new"
 		return 1
 	fi
-	chmod "$2" "$1.lima-new"
-	mv -f "$1.lima-new" "$1"
+	chmod "$2" "$1.lima-new" && mv -f "$1.lima-new" "$1" || put_failed "$1"
 }
 
 # put_between FILE: standard input becomes the part of FILE between our marks.
 put_between() {
 	[ -e "$1" ] || : >"$1"
 	{
-		sed '/^#LIMA-START$/,/^#LIMA-END$/d' "$1"
-		echo '#LIMA-START'
-		cat
-		echo '#LIMA-END'
-	} >"$1.lima-new"
-	chmod 0644 "$1.lima-new"
-	mv -f "$1.lima-new" "$1"
+		sed '/^#LIMA-START$/,/^#LIMA-END$/d' "$1" && echo '#LIMA-START' && cat && echo '#LIMA-END'
+	} >"$1.lima-new" && chmod 0644 "$1.lima-new" && mv -f "$1.lima-new" "$1" || put_failed "$1"
 }
 
 step() {

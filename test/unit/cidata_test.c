@@ -212,23 +212,17 @@ static void test_cidata_env_values_stay_in_their_line(void **state)
 	assert_value(w, "etc_environment", "GREETING", AWKWARD);
 }
 
-/* Loads param.env as the guest does, with each shell that may do it there. */
-static void test_cidata_shell_reads_values_back(void **state)
+/* Runs @script, which has lib.sh's path as $1 and @arg as $2, with each shell that may
+ * do so in a guest; all have to print @want. */
+static void in_guest_shells(struct world *w, const char *script, const char *arg, const char *want)
 {
-	static const char script[] = "load() { :; }; eval \"$(sed -n '/^load()/,/^}/p' \"$1\")\"; "
-				     "load \"$2\"; printf %s \"$PARAM_version\"";
 	static const char *const shells[][2] = { { "dash", NULL }, { "bash", NULL },
 						 { "busybox", "sh" } };
-	struct world *w = *state;
-	struct error err = { 0 };
 	scoped_free char *lib = xasprintf("%s/lib.sh", w->dir);
-	scoped_free char *env = xasprintf("%s/param.env", w->dir);
+	struct error err = { 0 };
 
-	write_and_read(w);
 	assert_int_equal(path_write_file(lib, text(w, "lib.sh"), strlen(text(w, "lib.sh")), 0600,
 					 &err), 0);
-	assert_int_equal(path_write_file(env, text(w, "param.env"), strlen(text(w, "param.env")),
-					 0600, &err), 0);
 	for (size_t i = 0; i < ARRAY_SIZE(shells); i++) {
 		const char *argv[8];
 		size_t n = 0;
@@ -241,12 +235,58 @@ static void test_cidata_shell_reads_values_back(void **state)
 		argv[n++] = shells[i][0];
 		if (shells[i][1])
 			argv[n++] = shells[i][1];
-		memcpy(&argv[n], ((const char *[]){ "-c", script, "x", lib, env, NULL }),
+		memcpy(&argv[n], ((const char *[]){ "-c", script, "x", lib, arg, NULL }),
 		       6 * sizeof(*argv));
 		if (child_run_ok(&spec, &r, &err) < 0)
-			fail_msg("%s", err.msg);
-		assert_string_equal(buf_str(&r.out), AWKWARD);
+			fail_msg("%s: %s", shells[i][0], err.msg);
+		assert_string_equal(buf_str(&r.out), want);
 	}
+}
+
+/* Loads param.env as the guest does. */
+static void test_cidata_shell_reads_values_back(void **state)
+{
+	struct world *w = *state;
+	struct error err = { 0 };
+	scoped_free char *env = xasprintf("%s/param.env", w->dir);
+
+	write_and_read(w);
+	assert_int_equal(path_write_file(env, text(w, "param.env"), strlen(text(w, "param.env")),
+					 0600, &err), 0);
+	in_guest_shells(w, ". \"$1\"; load \"$2\"; printf %s \"$PARAM_version\"", env, AWKWARD);
+}
+
+/* /dev/full stands for the guest's full disk: what a file held stays, nothing half
+ * written takes its place, and the caller is told. */
+static void test_cidata_full_disk_keeps_files(void **state)
+{
+	static const char script[] =
+		". \"$1\"; exec 2>/dev/null; cd \"$2\"\n"
+		"try() { echo old >f; chmod 0604 f; ln -sf /dev/full f.lima-new; echo new | \"$@\"\n"
+		"	echo \"$1 $? $(cat f) $(ls | wc -l)\"; }\n"
+		"mkdir -p full && cd full\n"
+		"try put f 0600; try put f; try put_text f new; try put_changed f 0644; try put_between f\n";
+	struct world *w = *state;
+
+	write_and_read(w);
+	in_guest_shells(w, script, w->dir,
+			"put 1 old 1\nput 1 old 1\nput_text 1 old 1\nput_changed 1 old 1\n"
+			"put_between 1 old 1\n");
+}
+
+static void test_cidata_files_are_put_in_place(void **state)
+{
+	static const char script[] =
+		". \"$1\"; cd \"$2\"; rm -rf put; mkdir put; cd put; umask 022\n"
+		"echo a | put a 0640; echo b | put b; put_text c c; stat -c '%n %a %s' a b c\n"
+		"echo a | put_changed a 0600; echo $?; echo aa | put_changed a 0600; echo $?\n"
+		"printf 'mine\\n' >h; echo 1 | put_between h; echo 2 | put_between h\n"
+		"tr '\\n' ' ' <h; ls | wc -l\n";
+	struct world *w = *state;
+
+	write_and_read(w);
+	in_guest_shells(w, script, w->dir,
+			"a 640 2\nb 644 2\nc 644 2\n1\n0\nmine #LIMA-START 2 #LIMA-END 4\n");
 }
 
 static void test_cidata_scripts_are_sh(void **state)
@@ -437,6 +477,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_cidata_files, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cidata_env_values_stay_in_their_line, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cidata_shell_reads_values_back, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_cidata_full_disk_keeps_files, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_cidata_files_are_put_in_place, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cidata_scripts_are_sh, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cidata_cloud_init_files, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cidata_readable_copy_has_no_key, setup, teardown),
