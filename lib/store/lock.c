@@ -131,23 +131,34 @@ int lock_creation(const char *lima_home, const char *verb, int *ret_fd, struct e
 			 holder.verb, (int)holder.pid, path, CREATION_TIMEOUT_MS / 1000);
 }
 
-/* /proc/locks, proc(5): "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF". To ask
- * by flock() would take the lock for a moment, and make somebody else's fail. */
-static bool flock_is_held(dev_t dev, ino_t ino)
+/* proc(5): "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF" */
+bool lock_line_is_of(const char *line, const struct stat *st, pid_t holder)
+{
+	unsigned dev_major, dev_minor;
+	uint64_t inode;
+	int pid;
+
+	if (sscanf(line, "%*d: FLOCK %*s WRITE %d %x:%x:%" SCNu64, &pid, &dev_major, &dev_minor,
+		   &inode) != 4 ||
+	    inode != st->st_ino)
+		return false;
+	if (dev_major == major(st->st_dev) && dev_minor == minor(st->st_dev))
+		return true;
+	/* btrfs: stat(2) gives each subvolume a device of its own, the line has the
+	 * file system's */
+	return holder > 0 && pid == holder;
+}
+
+/* To ask by flock() would take the lock for a moment, and make somebody else's fail. */
+static bool flock_is_held(const struct stat *st, pid_t holder)
 {
 	scoped_file FILE *f = fopen("/proc/locks", "re");
 	scoped_free char *line = NULL;
 	size_t cap = 0;
 
-	while (f && getline(&line, &cap, f) > 0) {
-		unsigned dev_major, dev_minor;
-		uint64_t inode;
-
-		if (sscanf(line, "%*d: FLOCK %*s WRITE %*d %x:%x:%" SCNu64, &dev_major, &dev_minor,
-			   &inode) == 3 &&
-		    inode == ino && dev_major == major(dev) && dev_minor == minor(dev))
+	while (f && getline(&line, &cap, f) > 0)
+		if (lock_line_is_of(line, st, holder))
 			return true;
-	}
 	return false;
 }
 
@@ -157,8 +168,8 @@ bool lock_instance_holder(const char *instance_dir, struct lock_holder *ret)
 	scoped_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	struct stat st;
 
-	if (fd < 0 || fstat(fd, &st) < 0 || !flock_is_held(st.st_dev, st.st_ino))
+	if (fd < 0 || fstat(fd, &st) < 0)
 		return false;
 	read_holder(fd, ret);
-	return true;
+	return flock_is_held(&st, ret->pid);
 }

@@ -32,3 +32,8 @@ struct lock_holder {
 };
 /* Looks who holds the instance's lock, without touching it; false when nobody. */
 bool lock_instance_holder(const char *instance_dir, struct lock_holder *ret);
+
+/* Does a @line of /proc/locks tell of an flock on the file @st, which names @holder as
+ * who has it (0: nobody)? Pure. */
+struct stat;
+bool lock_line_is_of(const char *line, const struct stat *st, pid_t holder);

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -133,6 +134,25 @@ static void test_lock_creation_makes_its_directory(void **state)
 	close(fd);
 }
 
+static void test_lock_line_of_proc_locks(void **state)
+{
+	static const char line[] = "7: FLOCK  ADVISORY  WRITE 8367 00:27:10224391 0 EOF\n";
+	const struct stat st = { .st_dev = makedev(0, 0x27), .st_ino = 10224391 };
+	struct stat other = st;
+
+	assert_true(lock_line_is_of(line, &st, 0));
+	assert_true(lock_line_is_of(line, &st, 1));
+	assert_false(lock_line_is_of("7: POSIX  ADVISORY  WRITE 8367 00:27:10224391 0 EOF", &st, 0));
+	assert_false(lock_line_is_of("7: -> FLOCK  ADVISORY  WRITE 8367 00:27:10224391 0 EOF", &st, 0));
+	other.st_ino++;
+	assert_false(lock_line_is_of(line, &other, 8367));
+	other = st;
+	other.st_dev = makedev(0, 0x31);	/* btrfs: of the subvolume */
+	assert_true(lock_line_is_of(line, &other, 8367));
+	assert_false(lock_line_is_of(line, &other, 8366));
+	assert_false(lock_line_is_of(line, &other, 0));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -141,6 +161,7 @@ int main(void)
 		cmocka_unit_test(test_lock_waits_for_a_moment),
 		cmocka_unit_test(test_lock_of_no_instance),
 		cmocka_unit_test(test_lock_creation_makes_its_directory),
+		cmocka_unit_test(test_lock_line_of_proc_locks),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
