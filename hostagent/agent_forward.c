@@ -90,6 +90,7 @@ void agent_forward_run(void *ctx, struct steps *s)
 	start_sockets(a);
 	agent_lanes_start(a);
 	forward_start(a->forward);
+	agent_ports_start(a);
 	steps_done(s, "");
 }
 
@@ -104,6 +105,7 @@ void agent_forward_undo(void *ctx, struct steps *s)
 {
 	struct agent *a = ctx;
 
+	agent_ports_stop(a);
 	forward_set_sockets(a->forward, NULL);
 	socket_forwards_close(steal_ptr(&a->sockets), on_sockets_closed, a);
 }

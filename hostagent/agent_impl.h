@@ -8,6 +8,7 @@
 #include "hostagent/events.h"
 #include "hostagent/forward/forward.h"
 #include "hostagent/guest_link.h"
+#include "hostagent/live_rules.h"
 #include "hostagent/port_feed.h"
 #include "hostagent/port_json.h"
 #include "hostagent/ready.h"
@@ -55,6 +56,7 @@ struct agent {
 	struct lane *ssh_lane, *direct_lane;	/* as long as forward */
 	unsigned lanes_closing;
 	struct port_feed *port_feed;
+	struct live_rules *live_rules;	/* as long as forward */
 	struct guest_link *link;	/* NULL in plain mode */
 	bool link_was_up;
 	char *agent_socket;		/* host end of the agent's socket over ssh */
@@ -106,6 +108,8 @@ void agent_forward_undo(void *ctx, struct steps *s);
 /* --- agent_lanes.c ------------------------------------------------------- */
 /* Before any step: what the environment asks for goes into the config. */
 void agent_lanes_prepare(struct agent *a);
+/* … and into a rule that comes later. */
+void agent_lanes_prepare_rule(struct config_port_forward *rule);
 /* Somebody is served by ssh alone: the master is wanted at all times. */
 bool agent_lanes_want_ssh(const struct agent *a);
 void agent_lanes_start(struct agent *a);	/* when forward is there */
@@ -115,6 +119,10 @@ void agent_lanes_undo(void *arg);	/* when it was closed; says steps_undone() */
 /* --- agent_ports.c ------------------------------------------------------- */
 void agent_ports_init(struct agent *a);
 void agent_ports_done(struct agent *a);
+/* forward runs: takes over what the host agent before us was asked for, of a machine
+ * that was adopted; else forgets it. */
+void agent_ports_start(struct agent *a);
+void agent_ports_stop(struct agent *a);		/* before forward goes: the machine ends */
 /* For control_path; arg: the agent. */
 json_t *agent_get_ports(void *arg);
 json_t *agent_get_rules(void *arg);

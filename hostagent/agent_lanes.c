@@ -29,30 +29,43 @@ static bool is_set(const char *name)
 	return false;
 }
 
+static enum config_lane or_asked(enum config_lane lane)
+{
+	if (lane != CONFIG_LANE_AUTO)
+		return lane;
+	return is_set("LIMA_SSH_PORT_FORWARDER")	? CONFIG_LANE_SSH :
+	       is_set("_LIMA_DIRECT_IP_PORT_FORWARDER") ? CONFIG_LANE_DIRECT :
+							  CONFIG_LANE_AUTO;
+}
+
+void agent_lanes_prepare_rule(struct config_port_forward *rule)
+{
+	rule->lane = or_asked(rule->lane);
+}
+
 void agent_lanes_prepare(struct agent *a)
 {
-	enum config_lane asked = is_set("LIMA_SSH_PORT_FORWARDER") ? CONFIG_LANE_SSH :
-				 is_set("_LIMA_DIRECT_IP_PORT_FORWARDER") ? CONFIG_LANE_DIRECT :
-									    CONFIG_LANE_AUTO;
 	struct config *c = a->config;
 
-	if (c->port_forwarding.lane == CONFIG_LANE_AUTO)
-		c->port_forwarding.lane = asked;
+	c->port_forwarding.lane = or_asked(c->port_forwarding.lane);
 	for (size_t i = 0; i < c->n_port_forwards; i++)
-		if (c->port_forwards[i].lane == CONFIG_LANE_AUTO)
-			c->port_forwards[i].lane = asked;
+		agent_lanes_prepare_rule(&c->port_forwards[i]);
+}
+
+static void look_for_ssh(void *arg, const struct forward_rule_info *info)
+{
+	if (info->rule->lane == CONFIG_LANE_SSH)
+		*(bool *)arg = true;
 }
 
 bool agent_lanes_want_ssh(const struct agent *a)
 {
 	const struct config *c = a->config;
+	bool wanted = c->plain || c->port_forwarding.lane == CONFIG_LANE_SSH;
 
-	if (c->plain || c->port_forwarding.lane == CONFIG_LANE_SSH)
-		return true;
-	for (size_t i = 0; i < c->n_port_forwards; i++)
-		if (c->port_forwards[i].lane == CONFIG_LANE_SSH)
-			return true;
-	return false;
+	if (a->forward)		/* also those that came while it runs */
+		forward_each_rule(a->forward, look_for_ssh, &wanted);
+	return wanted;
 }
 
 /* --- ssh ----------------------------------------------------------------- */

@@ -1,9 +1,11 @@
 /* agent_ports.c - what ha.sock tells of forwards, and how it changes them */
 #include <errno.h>
+#include <unistd.h>
 
 #include "hostagent/agent_impl.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "lib/store/layout.h"
 
 enum { RULES_PER_REQUEST = 64 };	/* each is resolved like a lima.yaml, on the loop */
 
@@ -69,7 +71,7 @@ static int check_body(const struct agent *a, const json_t *body, size_t *ret_n, 
 {
 	size_t n = json_is_array(body) ? json_array_size(body) : 1;
 
-	if (!a->forward)
+	if (!a->live_rules)
 		return error_set(err, -EAGAIN, "`%s` has no forwards at the moment (%s); try again when it runs",
 				 a->o->name, steps_is_stopping(a->steps) ? "stopping" : "starting");
 	if (!n || n > RULES_PER_REQUEST)
@@ -87,14 +89,16 @@ static const json_t *item_at(const json_t *body, size_t i)
 	return json_is_array(body) ? json_array_get(body, i) : body;
 }
 
-static int parse_rule(const struct agent *a, const json_t *item, struct config_port_forward **ret,
+static int parse_rule(const struct agent *a, const char *text, struct config_port_forward **ret,
 		      struct error *err)
 {
 	struct config_context ctx = { .instance = a->o->name, .instance_dir = a->dir,
 				      .lima_home = a->o->lima_home };
-	scoped_free char *text = json_dumps(item, JSON_COMPACT);
 
-	return config_rule_parse(&ctx, a->config, text, strlen(text), ret, err);
+	if (config_rule_parse(&ctx, a->config, text, strlen(text), ret, err) < 0)
+		return err->code;
+	agent_lanes_prepare_rule(*ret);
+	return 0;
 }
 
 struct chosen {
@@ -120,45 +124,52 @@ static json_t *rules_json(struct agent *a, const unsigned *ids, size_t n)
 	return c.list;
 }
 
+struct wanted {
+	char *text;	/* as it was asked for */
+	struct config_port_forward *rule;
+};
+
 /* All or none. */
-static int add_rules(struct agent *a, struct config_port_forward *const *rules, size_t n, unsigned *ids,
+static int add_rules(struct agent *a, const struct wanted *w, size_t n, unsigned *ids,
 		     struct error *err)
 {
 	struct error ignored = ERROR_NONE;
 
 	for (size_t i = 0; i < n; i++) {
-		if (forward_add_rule(a->forward, rules[i], &ids[i], err) == 0)
+		if (forward_add_rule(a->forward, w[i].rule, &ids[i], err) == 0)
 			continue;
 		while (i-- > 0)
 			forward_remove_rule(a->forward, ids[i], &ignored);
 		return err->code;
 	}
+	for (size_t i = 0; i < n; i++)
+		live_rules_add(a->live_rules, ids[i], w[i].text);
+	if (a->master && agent_lanes_want_ssh(a))
+		ssh_master_ensure(a->master);	/* nobody may have wanted it so far */
 	return 0;
 }
 
 int agent_post_ports(void *arg, const json_t *body, json_t **ret, struct error *err)
 {
-	struct config_port_forward *rules[RULES_PER_REQUEST] = { NULL };
+	struct wanted wanted[RULES_PER_REQUEST] = { 0 };
 	unsigned ids[RULES_PER_REQUEST];
 	struct agent *a = arg;
-	size_t n, parsed = 0;
+	size_t n = 0;
 	int rc = check_body(a, body, &n, err);
 
-	while (rc == 0 && parsed < n) {
-		rc = parse_rule(a, item_at(body, parsed), &rules[parsed], err);
-		parsed += rc == 0;
-	}
 	/* the newest is asked first: added backwards, they stand as they were given */
-	for (size_t i = 0; i < n / 2 && rc == 0; i++) {
-		struct config_port_forward *swap = rules[i];
+	for (size_t i = 0; i < n && rc == 0; i++) {
+		struct wanted *w = &wanted[n - 1 - i];
 
-		rules[i] = rules[n - 1 - i];
-		rules[n - 1 - i] = swap;
+		w->text = json_dumps(item_at(body, i), JSON_COMPACT);
+		rc = parse_rule(a, w->text, &w->rule, err);
 	}
 	if (rc == 0)
-		rc = add_rules(a, rules, n, ids, err);
-	for (size_t i = 0; i < parsed; i++)
-		config_rule_free(rules[i]);
+		rc = add_rules(a, wanted, n, ids, err);
+	for (size_t i = 0; i < n; i++) {
+		config_rule_free(wanted[i].rule);
+		free(wanted[i].text);
+	}
 	if (rc < 0)
 		return status_of(err);
 	*ret = rules_json(a, ids, n);
@@ -206,9 +217,43 @@ int agent_delete_ports(void *arg, const json_t *body, json_t **ret, struct error
 
 		if (forward_remove_rule(a->forward, ids[i], &why) < 0)
 			log_debug("ports: %s", why.msg);	/* named twice */
+		live_rules_remove(a->live_rules, ids[i]);
 	}
 	port_feed_poke(a->port_feed);
 	return 200;
+}
+
+/* --- over the end of a host agent ------------------------------------------ */
+
+static void restore(void *arg, unsigned id, const char *text)
+{
+	struct agent *a = arg;
+	struct config_port_forward *rule = NULL;
+	struct error err = ERROR_NONE;
+
+	forward_set_next_rule_id(a->forward, id);
+	if (parse_rule(a, text, &rule, &err) == 0 &&
+	    forward_add_rule(a->forward, rule, &id, &err) == 0)
+		live_rules_add(a->live_rules, id, text);
+	else
+		log_warn("ports: rule `%s` was added before and is dropped now: %s", text, err.msg);
+	config_rule_free(rule);
+}
+
+void agent_ports_start(struct agent *a)
+{
+	scoped_free char *path = layout_instance_file(a->dir, FILE_LIVE_RULES);
+
+	a->live_rules = live_rules_new(&a->loop, path);
+	if (a->adopted)
+		live_rules_read(a->live_rules, restore, a);
+	else
+		unlink(path);
+}
+
+void agent_ports_stop(struct agent *a)
+{
+	live_rules_close(steal_ptr(&a->live_rules));
 }
 
 const struct control_stream agent_port_stream = { subscribe, unsubscribe };

@@ -380,6 +380,8 @@ static void sweep(const char *dir_path)
 		if (has_suffix(de->d_name, ".pid") || has_suffix(de->d_name, ".sock") ||
 		    has_suffix(de->d_name, ".tmp") || strstr(de->d_name, ".tmp."))
 			unlinkat(dirfd(dir), de->d_name, 0);
+	if (dir)	/* of the machine that just ended */
+		unlinkat(dirfd(dir), layout_file_name(FILE_LIVE_RULES), 0);
 }
 
 int launch_kill(const struct instance *inst, struct error *err)

@@ -174,6 +174,11 @@ int forward_add_rule(struct forward *f, const struct config_port_forward *c, uns
 	return 0;
 }
 
+void forward_set_next_rule_id(struct forward *f, unsigned id)
+{
+	f->wishes.rules.last_id = MAX(f->wishes.rules.last_id, id ? id - 1 : 0);
+}
+
 /* Wishes on it must have moved before it is freed. */
 static void forget_rule(struct forward *f, struct rule *rule)
 {

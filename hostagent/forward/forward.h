@@ -134,6 +134,8 @@ void forward_list(struct forward *f, void (*each)(void *arg, const struct forwar
  * That a host port is taken is no failure: the row says who has it. */
 int forward_add_rule(struct forward *f, const struct config_port_forward *rule, unsigned *ret_id,
 		     struct error *err);
+/* The next rule's id is @id, or more if that was given already. */
+void forward_set_next_rule_id(struct forward *f, unsigned id);
 /* -ENOENT: none has that id. -EPERM: it is the file's, not a live one. */
 int forward_remove_rule(struct forward *f, unsigned id, struct error *err);
 

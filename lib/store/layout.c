@@ -48,6 +48,7 @@ static const char *const file_names[] = {
 	[FILE_LOCK] = "lock",
 	[FILE_PROTECTED] = "protected",
 	[FILE_HOST_PORTS] = "host-ports",
+	[FILE_LIVE_RULES] = "live-rules",
 	[FILE_LOOPBACK] = "loopback",
 	[FILE_SOCK_DIR] = "sock",
 };

@@ -48,6 +48,7 @@ enum instance_file {
 	FILE_LOCK,		/* lock: flock, held by who changes the instance */
 	FILE_PROTECTED,		/* protected */
 	FILE_HOST_PORTS,	/* host-ports: those we chose, to choose again */
+	FILE_LIVE_RULES,	/* live-rules: added while it runs, for the next host agent */
 	FILE_LOOPBACK,		/* loopback: 127.0.0.x of the instance's own */
 	FILE_SOCK_DIR,		/* sock/: forwarded sockets */
 	FILE_COUNT

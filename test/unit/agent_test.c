@@ -559,6 +559,87 @@ static void test_agent_killed_and_adopted(void **state)
 	stop_in_order();
 }
 
+static bool rules_say(const char *text)
+{
+	scoped_free char *rules = ask("/v1/rules");
+
+	return strstr(rules, text);
+}
+
+static void wait_file(const char *name, const char *text)
+{
+	scoped_free char *path = xasprintf("%s/%s", dir, name);
+	uint64_t until = clock_mono_ms() + WAIT_MS;
+
+	for (;; usleep(2000)) {
+		scoped_buf struct buf b = { 0 };
+		struct error err = ERROR_NONE;
+
+		if (path_read_file(path, 65536, &b, &err) == 0 && strstr(buf_str(&b), text))
+			return;
+		if (clock_mono_ms() > until)
+			fail_msg("%s never said `%s` but `%s`", name, text, buf_str(&b));
+	}
+}
+
+static void kill_agent(void)
+{
+	kill(ha.pid, SIGKILL);
+	assert_int_equal(wait_exit(), 128 + SIGKILL);
+}
+
+/* Rules that were added belong to the machine that runs: they outlive a host agent,
+ * but not the machine. */
+static void test_agent_live_rules_outlive_it(void **state)
+{
+	static const char body[] = "[{\"guestPort\":7001,\"hostPort\":7101},"
+				   "{\"guestPort\":7002,\"proto\":\"udp\"}]";
+	scoped_free char *qemu_pid = xasprintf("%s/qemu.pid", dir);
+	scoped_free char *pid_text = xasprintf("%d\n", (int)getpid());
+
+	start_to_running();
+	free(ask_with("POST", "/v1/ports", "{\"guestPort\":7000,\"ignore\":true}"));
+	free(ask_with("POST", "/v1/ports", body));
+	free(ask_with("DELETE", "/v1/ports", "{\"id\":1}"));
+	wait_file("live-rules", "2 {\"guestPort\":7002,\"proto\":\"udp\"}\n"
+				"3 {\"guestPort\":7001,\"hostPort\":7101}\n");
+	kill_agent();
+	write_file(qemu_pid, pid_text);	/* QEMU outlived it */
+	plan.runs_already = true;
+	start_agent();
+	wait_text(0, "\"running\":true");
+	assert_true(rules_say("\"id\":3,\"origin\":\"live\""));
+	assert_true(rules_say("\"hostPortRange\":[7101,7101]"));
+	assert_true(rules_say("\"id\":2,\"origin\":\"live\""));
+	assert_false(rules_say("\"guestPortRange\":[7000,7000]"));
+	stop_in_order();
+	assert_false(in_dir("live-rules"));
+	/* a host agent that was killed together with its machine */
+	write_file(qemu_pid, "");
+	plan.runs_already = false;
+	start_to_running();
+	free(ask_with("POST", "/v1/ports", body));
+	wait_file("live-rules", "hostPort");
+	kill_agent();
+	start_to_running();
+	assert_false(in_dir("live-rules"));
+	assert_false(rules_say("7101"));
+	stop_in_order();
+}
+
+/* Lima's switch counts for rules of a running instance as for those of the file. */
+static void test_agent_live_rules_take_the_lane_asked_for(void **state)
+{
+	setenv("LIMA_SSH_PORT_FORWARDER", "true", 1);
+	start_to_running();
+	unsetenv("LIMA_SSH_PORT_FORWARDER");
+	free(ask_with("POST", "/v1/ports", "{\"guestPort\":7001}"));
+	assert_true(rules_say("\"lane\":\"ssh\""));
+	free(ask_with("POST", "/v1/ports", "{\"guestPort\":7002,\"lane\":\"grpc\"}"));
+	assert_true(rules_say("\"lane\":\"grpc\""));
+	stop_in_order();
+}
+
 static void test_agent_broken_yaml(void **state)
 {
 	yaml = "images: 3\n";
@@ -654,6 +735,8 @@ int main(void)
 		AGENT_TEST(test_agent_plain),
 		AGENT_TEST(test_agent_second_one_is_refused),
 		AGENT_TEST(test_agent_killed_and_adopted),
+		AGENT_TEST(test_agent_live_rules_outlive_it),
+		AGENT_TEST(test_agent_live_rules_take_the_lane_asked_for),
 		AGENT_TEST(test_agent_broken_yaml),
 	};
 
