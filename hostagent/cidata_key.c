@@ -48,7 +48,7 @@ static int write_known_hosts(const struct cidata_spec *spec, const char *pub, st
 	if (path_read_file(path, KEY_MAX_BYTES, &old, &(struct error){ 0 }) == 0 &&
 	    streq(buf_str(&old), line))
 		return 0;
-	return path_write_file(path, line, strlen(line), 0644, err);
+	return path_write_file(path, line, strlen(line), 0600, err);
 }
 
 int cidata_key_ensure(const struct cidata_spec *spec, struct buf *ret_key, struct buf *ret_pub,

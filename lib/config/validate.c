@@ -118,8 +118,8 @@ static void check_machine(struct resolve *r, const struct node *root)
 	if (os && !streq(os, "Linux"))
 		problem_error_in(&r->problems, root, "os", "%s guests cannot be run; only Linux",
 				 os);
-	if (memory && memory->kind == NODE_STRING && memory->num < 16 << 20)
-		problem_error(&r->problems, memory, "%s is less than 16MiB, the least that boots",
+	if (memory && memory->kind == NODE_STRING && memory->num < 64 << 20)
+		problem_error(&r->problems, memory, "%s is less than 64MiB, the least that a guest can do with",
 			      problem_value(r->pool, memory));
 	if (disk && disk->kind == NODE_STRING && disk->num < 1 << 20)
 		problem_error(&r->problems, disk, "%s is less than 1MiB",
@@ -157,7 +157,8 @@ void check_root(struct resolve *r, const struct node *root)
 		problem_error_in(&r->problems, root, "mountType",
 				 "\"%s\" is in mountTypesUnsupported", mount_type);
 	if (arch && !streq(arch, "x86_64") && !streq(arch, "aarch64"))
-		problem_warn(&r->problems, node_get(root, "arch"), "%s is experimental", arch);
+		problem_warn(&r->problems, node_get(root, "arch"), "%s: this version runs x86_64 and "
+			     "aarch64 guests only", arch);
 	if (!node_get_true(node_get(root, "user"), "passwordlessSudo") &&
 	    !node_get_true(root, "plain"))
 		problem_error_in(&r->problems, node_get(root, "user"), "passwordlessSudo",
@@ -213,9 +214,8 @@ static void check_mount_on_host(struct resolve *r, const struct node *location)
 	struct stat st;
 
 	if (stat(location->text, &st) < 0)
-		problem_warn(&r->problems, location, "%s: %s%s",
-			     problem_value(r->pool, location), error_text(-errno),
-			     errno == ENOENT ? "; it will be created" : "");
+		problem_warn(&r->problems, location, "%s: %s", problem_value(r->pool, location),
+			     error_text(-errno));
 	else if (!S_ISDIR(st.st_mode))
 		problem_error(&r->problems, location, "%s is not a directory",
 			      problem_value(r->pool, location));

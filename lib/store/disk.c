@@ -27,7 +27,7 @@ enum {
 	QCOW2_INCOMPAT_DATA_FILE = 1 << 2,
 };
 
-enum { HEAD_BYTES = 512 };
+enum { HEAD_BYTES = 512, SECTOR_BYTES = 512 };
 
 /* Formats that QEMU would guess, and we name, by their first bytes (its block drivers
  * tell). What has no such mark is raw. */
@@ -186,11 +186,7 @@ int disk_check_untrusted(const char *path, struct disk_info *ret, struct error *
 	if (disk_inspect(path, &info, err) < 0)
 		return err->code;
 	if (info.has_backing)
-		return error_set(
-			err, -EPERM,
-			"%s: refused: the image names another file of this machine (backing "
-			"or external data file) as part of itself",
-			path);
+		return refuse_outside(path, err);
 	if (!streq(info.format, "qcow2") && !streq(info.format, "raw"))
 		return error_set(err, -EINVAL,
 				 "%s: format %s is not supported; convert it: qemu-img convert -O "
@@ -198,6 +194,12 @@ int disk_check_untrusted(const char *path, struct disk_info *ret, struct error *
 				 path, info.format);
 	if (info.virtual_bytes == 0)
 		return error_set(err, -EINVAL, "%s: the image is empty", path);
+	/* raw is what has no mark of another format, so also a page that asks to log
+	 * in to this network, and a file that was cut */
+	if (streq(info.format, "raw") && info.virtual_bytes % SECTOR_BYTES)
+		return error_set(err, -EINVAL, "%s: is no disk image: its %" PRIu64 " bytes are no "
+				 "whole number of sectors, nor is it qcow2; look at what came",
+				 path, info.virtual_bytes);
 	if (streq(info.format, "qcow2") && check_by_qemu_img(path, &info, err) < 0)
 		return err->code;
 	*ret = info;
@@ -222,7 +224,9 @@ int disk_create(const char *path, uint64_t bytes, struct error *err)
 	scoped_free char *name = xasprintf("file:%s", path);
 	const char *const argv[] = { "qemu-img", "create", "-q", "-f", "qcow2", name, size, NULL };
 
-	return run_qemu_img(argv, &res, err);
+	if (run_qemu_img(argv, &res, err) < 0)
+		return err->code;
+	return chmod(path, 0600) < 0 ? error_sys(err, -errno, "chmod %s", path) : 0;
 }
 
 int disk_grow(const char *path, uint64_t bytes, struct error *err)

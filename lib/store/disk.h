@@ -26,11 +26,11 @@ struct disk_info {
 int disk_inspect(const char *path, struct disk_info *ret, struct error *err);
 /* Refuses an image that points outside itself (backing or external data file),
  * whose format is neither qcow2 nor raw, that is encrypted, or that qemu-img
- * does not understand. */
+ * does not understand; and what is no image at all. */
 int disk_check_untrusted(const char *path, struct disk_info *ret, struct error *err);
 /* ISO 9660 by its volume descriptor (ECMA-119 8.1). */
 bool disk_is_iso(const char *path);
-/* A new, empty qcow2. */
+/* A new, empty qcow2, mode 0600. */
 int disk_create(const char *path, uint64_t bytes, struct error *err);
 /* Grows INSTDIR/disk to @bytes; smaller than now is -EINVAL ("shrink"). */
 int disk_grow(const char *path, uint64_t bytes, struct error *err);

@@ -120,6 +120,8 @@ static void test_disk_damaged_is_refused(void **state)
 
 	write_file("empty", "", 0);
 	refused("empty", "the image is empty");
+	write_file("page", "<html>Please log in</html>", 26);
+	refused("page", "is no disk image: its 26 bytes");
 	write_file("cut", head, 40);
 	refused("cut", "cut off");
 	write_file("bits", head, sizeof(head));
