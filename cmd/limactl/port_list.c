@@ -99,12 +99,24 @@ static int choose(const struct args *a, struct strv *ret, struct error *err)
 	return 0;
 }
 
+static enum port_watch_host look(void *arg)
+{
+	const struct instance *was = arg;
+	scoped_instance struct instance *is = NULL;
+	struct error ignored = ERROR_NONE;
+
+	if (instance_inspect(was->lima_home, was->name, &is, &ignored) < 0)
+		return PORT_WATCH_STOPPED;	/* and deleted */
+	return is->ha_pid ? PORT_WATCH_THERE : is->driver_pid ? PORT_WATCH_LOST : PORT_WATCH_STOPPED;
+}
+
 static int watch(const struct args *a, const struct strv *names)
 {
 	struct port_watch_options o = {
 		.all = args_bool(a, "all", false),
 		.json = args_bool(a, "json", false),
 		.live = args_wants_tty(a),
+		.look = look,
 	};
 	scoped_instance struct instance *inst = NULL;
 	scoped_free char *socket = NULL;
@@ -117,7 +129,10 @@ static int watch(const struct args *a, const struct strv *names)
 	}
 	interrupt_install();
 	o.instance = names->items[0];
-	if (port_open(o.instance, &socket, &inst, &err) < 0 || port_watch(socket, &o, &err) < 0)
+	if (port_open(o.instance, &socket, &inst, &err) < 0)
+		return verb_fail(&err);
+	o.arg = inst;
+	if (port_watch(socket, &o, &err) < 0)
 		return verb_fail(&err);
 	return 0;
 }
@@ -167,7 +182,8 @@ const struct verb verb_port_list = {
 		"\n"
 		"`--watch` shows one instance until Ctrl-C, with bytes per second and how long the guest\n"
 		"takes to answer a connection (median of the newest); away from a terminal it prints a\n"
-		"line a change, with `--json` the events of the host agent as they are.",
+		"line a change, with `--json` the events of the host agent as they are. It waits for a\n"
+		"host agent that went, and ends when the instance has stopped.",
 	.examples = "  limactl port list\n  limactl port list --watch web\n"
 		    "  limactl port list --json web | jq -r '.hostAddr + \" \" + .state'",
 	.flags = (const struct flag *const[]){ flags, NULL },

@@ -18,7 +18,11 @@ enum {
 	DRAW_MS = 100,		/* never more often */
 	AGE_MS = 500,		/* while rates fall; also ages in the last column */
 	REST_MS = 10000,	/* nothing moves: only the ages */
+	LOOK_MS = 200,		/* for the host agent that went */
+	PATIENCE_MS = 1000,	/* one that stops is gone in a moment, and its machine was before */
 };
+
+static const char stream_path[] = "/v1/ports/events";
 
 struct view {
 	const struct port_watch_options *o;
@@ -181,6 +185,51 @@ static int follow(struct view *v, struct ha_stream *s, struct error *err)
 	return rc;
 }
 
+/* --- the host agent goes, another comes ----------------------------------- */
+
+static void say_gone(const struct view *v, bool lost)
+{
+	const char *name = v->o->instance;
+
+	if (lost)
+		log_warn("the host agent of `%s` is gone, its machine runs on; waiting for the next one: "
+			 "limactl start %s", name, name);
+	else
+		log_warn("the host agent of `%s` does not answer; waiting for it", name);
+}
+
+/* 1: @s is open again; 0: the instance has stopped, or an interrupt came. */
+static int come_back(struct view *v, const char *socket, struct ha_stream *s, struct error *err)
+{
+	uint64_t since = clock_mono_ms();
+	bool told = false;
+
+	ha_stream_close(s);
+	if (v->live && v->stale)
+		draw(v);
+	v->drawn = 0;	/* what is said now stands below; the next table, too */
+	for (; !interrupt_pending(); poll(NULL, 0, LOOK_MS)) {
+		enum port_watch_host is = v->o->look(v->o->arg);
+
+		if (is == PORT_WATCH_STOPPED) {
+			log_info("instance `%s` has stopped", v->o->instance);
+			return 0;
+		}
+		if (is == PORT_WATCH_THERE && ha_stream_open(socket, stream_path, s, err) == 0) {
+			if (told)
+				log_info("the host agent of `%s` is back", v->o->instance);
+			return 1;
+		}
+		if (is == PORT_WATCH_THERE && err->code == -ENOTSUP)
+			return err->code;
+		if (!told && (is == PORT_WATCH_LOST || clock_mono_ms() - since >= PATIENCE_MS)) {
+			say_gone(v, is == PORT_WATCH_LOST);
+			told = true;
+		}
+	}
+	return 0;
+}
+
 static bool wants_color(void)
 {
 	const char *no = getenv("NO_COLOR");
@@ -195,13 +244,27 @@ static bool is_terminal(void)
 	return isatty(STDOUT_FILENO) && term && !streq(term, "dumb");
 }
 
+static int follow_all(struct view *v, const char *socket, struct ha_stream *s, struct error *err)
+{
+	int rc;
+
+	do {
+		rc = take_lines(v, s, err);
+		if (rc == 0)
+			rc = follow(v, s, err);
+		if (rc == -EPIPE)
+			rc = come_back(v, socket, s, err);
+	} while (rc > 0);
+	return rc;
+}
+
 int port_watch(const char *socket, const struct port_watch_options *o, struct error *err)
 {
 	scoped_ha_stream struct ha_stream s = { .fd = -1 };
 	struct view v = { .o = o, .live = o->live && !o->json && is_terminal() };
 	int rc;
 
-	if (ha_stream_open(socket, "/v1/ports/events", &s, err) < 0)
+	if (ha_stream_open(socket, stream_path, &s, err) < 0)
 		return error_wrap(err, "port list --watch %s", o->instance);
 	v.color = v.live && wants_color();
 	if (!v.live) {
@@ -210,9 +273,7 @@ int port_watch(const char *socket, const struct port_watch_options *o, struct er
 	}
 	if (v.live)
 		fputs("\033[?25l", stdout);	/* no cursor: it would jump about */
-	rc = take_lines(&v, &s, err);
-	if (rc == 0)
-		rc = follow(&v, &s, err);
+	rc = follow_all(&v, socket, &s, err);
 	if (v.live) {
 		if (v.stale)
 			draw(&v);
@@ -220,8 +281,5 @@ int port_watch(const char *socket, const struct port_watch_options *o, struct er
 		fflush(stdout);
 	}
 	port_model_done(&v.model);
-	if (rc != -EPIPE)
-		return rc;
-	log_info("the host agent of `%s` ended", o->instance);
-	return 0;
+	return rc;
 }
