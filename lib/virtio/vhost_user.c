@@ -416,6 +416,10 @@ static int set_vring_call(struct vhost_user *vu, struct error *err)
 	/* we write to it on the loop: it must not make us wait */
 	if (fd >= 0 && fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
 		return error_sys(err, -errno, "call descriptor of ring %d", i);
+	/* QEMU masks and unmasks the guest's interrupt by changing descriptors, and by
+	 * now has looked at the old one for the last time: what we wrote there since
+	 * is lost. An interrupt too many costs nothing. */
+	vring_call(&vu->rings[i]);
 	return 0;
 }
 

@@ -237,10 +237,18 @@ static bool passed(uint16_t event, uint16_t now, uint16_t old)
 	return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
 }
 
+void vring_call(const struct vring *r)
+{
+	static const uint64_t one = 1;
+
+	/* full (EAGAIN): then it is signalled already */
+	if (r->running && r->call_fd >= 0 && write(r->call_fd, &one, sizeof(one)) < 0)
+		return;
+}
+
 void vring_publish(struct vring *r)
 {
 	uint16_t old = r->used_published;
-	static const uint64_t one = 1;
 	bool call;
 
 	if (!r->running || r->used_next == old)
@@ -255,9 +263,8 @@ void vring_publish(struct vring *r)
 		call = passed(load16(used_event(r)), r->used_next, old);
 	else
 		call = !(load16(&r->avail[FLAGS]) & AVAIL_NO_INTERRUPT);
-	/* full (EAGAIN): then it is signalled already */
-	if (call && r->call_fd >= 0 && write(r->call_fd, &one, sizeof(one)) < 0)
-		return;
+	if (call)
+		vring_call(r);
 }
 
 /* --- kicks ---------------------------------------------------------------- */

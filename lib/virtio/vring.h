@@ -78,6 +78,8 @@ struct vring_chain *vring_peek(struct vring *r, unsigned i);
 void vring_push(struct vring *r, uint32_t written);
 /* Lets the driver see what was pushed, and interrupts it if it asked for that. */
 void vring_publish(struct vring *r);
+/* Interrupts the driver, whatever it asked for. */
+void vring_call(const struct vring *r);
 
 /* Asks the driver to kick when it offers more. true: it did already, fetch again. */
 bool vring_kicks_on(struct vring *r);

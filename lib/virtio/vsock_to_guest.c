@@ -212,13 +212,14 @@ static void send_bytes(struct vsock_conn *c, unsigned buffers, uint32_t max)
 	}
 }
 
-/* The guest said that it does not read any more. */
+/* The guest said that it does not read any more. Without a hello it has nowhere to
+ * send from either. */
 static void send_to_deaf(struct vsock_conn *c)
 {
 	uint8_t byte;
 	struct iovec iov = { &byte, 1 };
 
-	if (read_client(c, &iov, 1, 1) > 0)
+	if (c->hello_off < c->hello_len || read_client(c, &iov, 1, 1) > 0)
 		conn_end(c, -EPIPE, "the guest does not read any more", true);
 }
 
@@ -280,5 +281,5 @@ bool to_guest(struct vsock *v, uint32_t budget)
 		if (done >= budget)
 			break;
 	}
-	return more || v->rx->broken.code;
+	return more || (v->driver && v->rx->broken.code);	/* the turn says so, once */
 }

@@ -653,6 +653,8 @@ static void on_request(struct vsock_guest *g, const struct vsock_packet *p)
 	sock_say(s, VSOCK_OP_RESPONSE, 0);
 	if (service == GUEST_HALF)
 		sock_end(s);
+	if (service == GUEST_DEAF)
+		sock_say(s, VSOCK_OP_SHUTDOWN, VSOCK_SHUTDOWN_RCV);
 	if (service == GUEST_GREEDY) {
 		s->to_send = 64 << 20;
 		sock_busy(s);

@@ -44,6 +44,7 @@ enum guest_service {
 	GUEST_FULL_CREDIT,	/* echo, but says that it read what was never sent */
 	GUEST_HALF,		/* shuts down sending at once, then reads to the end */
 	GUEST_KEEP,		/* echo that does not close after the end */
+	GUEST_DEAF,		/* shuts down receiving at once */
 };
 
 struct vsock_guest;

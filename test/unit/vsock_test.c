@@ -7,8 +7,10 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -746,6 +748,81 @@ static void test_vsock_bad_rings_stop_the_device(void **state)
 	fx_stop(&fx);
 }
 
+static void broken_receive_ring(struct vsock_guest *g, void *arg)
+{
+	vsock_guest_connect(g);
+	vsock_guest_boot(g);
+	vsock_guest_offer(g, &g->rx, 5, 0x100000, 4096, 2, 0);	/* one more than it holds */
+	stage = 1;
+	while (stage == 1)
+		usleep(1000);
+	vsock_guest_hang_up(g);
+}
+
+/* Until the guest starts anew there is nothing to do, and nothing is done. */
+static void test_vsock_a_broken_receive_ring_leaves_the_loop_at_rest(void **state)
+{
+	struct client c = { 0 };
+	int broken = 1;
+
+	stage = 0;
+	fx_open(&fx, NULL);
+	vsock_guest_run(&fx.guest, broken_receive_ring, NULL);
+	assert_true(until(&fx, stage_reached, &broken));
+	assert_true(until(&fx, is_up, &fx));
+	client_connect(&fx, &c, GUEST_ECHO);
+	assert_true(until(&fx, is_down, &fx));
+	assert_int_equal(c.code, -ECANCELED);
+	close(c.far);
+	uv_timer_stop(&fx.tick);
+	while (uv_run(&fx.loop.uv, UV_RUN_NOWAIT) && uv_backend_timeout(&fx.loop.uv) == 0)
+		assert_true(c.opened++ < 100);
+	uv_timer_start(&fx.tick, on_tick, 1, 1);
+	stage = 2;
+	fx_stop(&fx);
+}
+
+static void test_vsock_a_guest_deaf_to_the_hello_is_reset(void **state)
+{
+	struct client deaf = { .hold = true, .relay = { .hello = "hello", .hello_len = 5 } };
+	struct client behind = { .hold = true };
+
+	fx_start(&fx, NULL);
+	client_connect(&fx, &deaf, GUEST_DEAF);
+	assert_true(until(&fx, has_opened, &deaf));
+	client_connect(&fx, &behind, GUEST_ECHO);
+	assert_true(until(&fx, has_opened, &behind));	/* so the shutdown was heard before */
+	vsock_conn_relay(deaf.conn, &deaf.relay);
+	assert_true(until(&fx, has_ended, &deaf));
+	vsock_conn_reset(behind.conn);
+	close(behind.fd);
+	close(behind.far);
+	finish(&deaf, -EPIPE);
+	fx_stop(&fx);
+}
+
+static void other_interrupts(struct vsock_guest *g, void *arg)
+{
+	static const uint32_t set_vring_call[] = { 13, 1, 8, 0, 0 };
+	struct pollfd p = { eventfd(0, EFD_CLOEXEC), POLLIN, 0 };
+
+	vsock_guest_connect(g);
+	vsock_guest_boot(g);
+	vsock_guest_raw(g, set_vring_call, sizeof(set_vring_call), &p.fd, 1);
+	assert_int_equal(poll(&p, 1, DEADLINE_MS), 1);
+	close(p.fd);
+	vsock_guest_hang_up(g);
+}
+
+/* QEMU swaps the descriptor to mask and unmask the interrupt, without waiting for us. */
+static void test_vsock_a_new_interrupt_is_raised_once(void **state)
+{
+	fx_open(&fx, NULL);
+	vsock_guest_run(&fx.guest, other_interrupts, NULL);
+	assert_true(until(&fx, script_done, &fx));
+	fx_stop(&fx);
+}
+
 static void stray_packets(struct vsock_guest *g, void *arg)
 {
 	const struct vsock_packet *p;
@@ -793,6 +870,9 @@ int main(void)
 		cmocka_unit_test(test_vsock_qemu_hangs_up_and_another_comes),
 		cmocka_unit_test(test_vsock_bad_messages_end_the_connection),
 		cmocka_unit_test(test_vsock_bad_rings_stop_the_device),
+		cmocka_unit_test(test_vsock_a_broken_receive_ring_leaves_the_loop_at_rest),
+		cmocka_unit_test(test_vsock_a_guest_deaf_to_the_hello_is_reset),
+		cmocka_unit_test(test_vsock_a_new_interrupt_is_raised_once),
 		cmocka_unit_test(test_vsock_packets_of_no_connection_are_reset),
 	};
 
