@@ -72,6 +72,14 @@ const char *check_absolute(const struct node *n)
 	return *n->text == '/' ? NULL : "is not an absolute path";
 }
 
+/* A colon would begin the next field of /etc/passwd, the next directory of $PATH. */
+const char *check_guest_path(const struct node *n)
+{
+	const char *what = check_absolute(n);
+
+	return what || !strchr(n->text, ':') ? what : "has a colon, which such a path cannot have";
+}
+
 const char *check_ssh_port(const struct node *n)
 {
 	return n->num == 22 ? "is the port of the host's own sshd; take another, or 0 for any" :

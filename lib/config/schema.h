@@ -176,6 +176,7 @@ const char *check_location(const struct node *n);
 const char *check_semver(const struct node *n);
 const char *check_octal(const struct node *n);
 const char *check_absolute(const struct node *n);
+const char *check_guest_path(const struct node *n);	/* may stand in passwd(5), $PATH */
 const char *check_one_line(const struct node *n);
 const char *check_ssh_port(const struct node *n);
 const char *check_env(const struct node *map);
