@@ -4,7 +4,6 @@
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/launch.h"
 #include "cmd/limactl/ui.h"
-#include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
@@ -18,8 +17,8 @@ static const struct flag flags[] = {
 static int check_deletable(const struct instance *inst, bool force, struct error *err)
 {
 	if (inst->is_protected)
-		return error_set(err, -EPERM, "`%s` is protected; remove the file `protected` in %s first",
-				 inst->name, inst->dir);
+		return error_set(err, -EPERM, "`%s` is protected; first: limactl unprotect %s", inst->name,
+				 inst->name);
 	if (force)
 		return 0;
 	if (inst->ha_pid || inst->driver_pid)
@@ -28,8 +27,9 @@ static int check_deletable(const struct instance *inst, bool force, struct error
 	return 0;
 }
 
-static int delete_name(const char *name, bool force, struct error *err)
+static int delete_name(const char *name, void *arg, struct error *err)
 {
+	bool force = *(bool *)arg;
 	scoped_instance struct instance *inst = NULL;
 	scoped_free char *home = NULL, *dir = NULL, *protected = NULL;
 	scoped_fd int lock = -1;
@@ -60,15 +60,8 @@ static int delete_name(const char *name, bool force, struct error *err)
 static int run(const struct args *a)
 {
 	bool force = args_bool(a, "force", false);
-	struct error err = { 0 };
-	int code = 0;
-	size_t i;
 
-	interrupt_install();
-	for (i = 0; i < a->positional.len && !interrupt_pending(); i++)
-		if (delete_name(a->positional.items[i], force, &err) < 0)
-			code = verb_fail(&err);
-	return verb_code(code, i, a->positional.len);
+	return verb_for_each(a, NULL, delete_name, &force);
 }
 
 const struct verb verb_delete = {

@@ -23,9 +23,18 @@ int verb_fail(const struct error *err)
 	return interrupt_signal() ? 128 + interrupt_signal() : 1;
 }
 
-int verb_code(int code, size_t done, size_t n)
+int verb_for_each(const struct args *a, const char *fallback,
+		  int (*each)(const char *word, void *arg, struct error *err), void *arg)
 {
-	return done < n && interrupt_signal() ? 128 + interrupt_signal() : code;
+	size_t i, n = a->positional.len ? a->positional.len : fallback ? 1 : 0;
+	struct error err = { 0 };
+	int code = 0;
+
+	interrupt_install();
+	for (i = 0; i < n && !interrupt_pending(); i++)
+		if (each(a->positional.len ? a->positional.items[i] : fallback, arg, &err) < 0)
+			code = verb_fail(&err);
+	return i < n && interrupt_signal() ? 128 + interrupt_signal() : code;
 }
 
 static int inspect(const char *home, const char *name, struct instance **ret, struct error *err)
@@ -47,6 +56,17 @@ int instance_arg_open(const char *name, char **ret_home, struct instance **ret, 
 		return err->code;
 	*ret_home = steal_ptr(&home);
 	return 0;
+}
+
+int instance_arg_check_running(const struct instance *inst, struct error *err)
+{
+	if (inst->status == STATUS_RUNNING && inst->config && inst->ssh_local_port)
+		return 0;
+	if (inst->status == STATUS_BROKEN)
+		return error_set(err, -EIO, "instance `%s` is broken: %s", inst->name,
+				 inst->errors.len ? inst->errors.items[0] : "no reason known");
+	return error_set(err, -ESRCH, "instance `%s` is not running; start it with: limactl start %s",
+			 inst->name, inst->name);
 }
 
 /* Ends what the holder waits for, and the holder: it undoes what it began. */

@@ -83,17 +83,6 @@ static int run_ssh(const struct args *a, const struct instance *inst, struct err
 	return error_sys(err, -errno, "exec %s", argv.items[0]);
 }
 
-static int check_running(const struct instance *inst, struct error *err)
-{
-	if (inst->status == STATUS_RUNNING && inst->config && inst->ssh_local_port)
-		return 0;
-	if (inst->status == STATUS_BROKEN)
-		return error_set(err, -EIO, "instance `%s` is broken: %s", inst->name,
-				 inst->errors.len ? inst->errors.items[0] : "no reason known");
-	return error_set(err, -ESRCH, "instance `%s` is not running; start it with: limactl start %s",
-			 inst->name, inst->name);
-}
-
 static int run(const struct args *a)
 {
 	scoped_instance struct instance *inst = NULL;
@@ -105,7 +94,7 @@ static int run(const struct args *a)
 		name = a->positional.items[0];
 	if (!name)
 		error_set(&err, -EINVAL, "shell needs the name of an instance: limactl shell default");
-	else if (instance_arg_open(name, &home, &inst, &err) == 0 && check_running(inst, &err) == 0)
+	else if (instance_arg_open(name, &home, &inst, &err) == 0 && instance_arg_check_running(inst, &err) == 0)
 		run_ssh(a, inst, &err);
 	return verb_fail(&err);
 }

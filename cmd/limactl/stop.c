@@ -6,7 +6,6 @@
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/launch.h"
 #include "lib/base/clock.h"
-#include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -35,34 +34,32 @@ int stop_instance(const struct instance *inst, bool force, struct ui *ui, struct
 	return 0;
 }
 
-static int stop_name(const char *name, bool force, struct ui *ui, struct error *err)
+struct stop {
+	bool force;
+	struct ui *ui;
+};
+
+static int stop_name(const char *name, void *arg, struct error *err)
 {
+	const struct stop *s = arg;
 	scoped_instance struct instance *inst = NULL;
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
 
-	if (instance_arg_open_locked(name, "stop", force, &home, &lock, &inst, err) < 0)
+	if (instance_arg_open_locked(name, "stop", s->force, &home, &lock, &inst, err) < 0)
 		return err->code;
-	return stop_instance(inst, force, ui, err);
+	return stop_instance(inst, s->force, s->ui, err);
 }
 
 static int run(const struct args *a)
 {
-	bool force = args_bool(a, "force", false);
-	struct ui *ui = ui_new(args_wants_tty(a));
-	struct error err = { 0 };
-	size_t i, n = MAX(a->positional.len, 1u);
-	int code = 0;
+	struct stop s = {
+		.force = args_bool(a, "force", false), .ui = ui_new(args_wants_tty(a)),
+	};
+	int code = verb_for_each(a, "default", stop_name, &s);
 
-	interrupt_install();
-	for (i = 0; i < n && !interrupt_pending(); i++) {
-		const char *name = i < a->positional.len ? a->positional.items[i] : "default";
-
-		if (stop_name(name, force, ui, &err) < 0)
-			code = verb_fail(&err);
-	}
-	ui_free(ui);
-	return verb_code(code, i, n);
+	ui_free(s.ui);
+	return code;
 }
 
 const struct verb verb_stop = {

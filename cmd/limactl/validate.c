@@ -3,7 +3,6 @@
 
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/template_arg.h"
-#include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/store/layout.h"
@@ -13,17 +12,23 @@ static const struct flag flags[] = {
 	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
 };
 
-static int validate(const char *arg, const char *home, bool fill, struct error *err)
+struct validate {
+	const char *home;
+	bool fill;
+};
+
+static int validate(const char *word, void *arg, struct error *err)
 {
+	const struct validate *v = arg;
 	struct template_arg t __attribute__((cleanup(template_arg_done))) = { 0 };
 	scoped_config struct config *config = NULL;
 
-	if (template_arg_read(arg, home, NULL, &t, err) < 0 ||
-	    template_arg_check(&t, home, t.name ? t.name : "default", &config, err) < 0)
+	if (template_arg_read(word, v->home, NULL, &t, err) < 0 ||
+	    template_arg_check(&t, v->home, t.name ? t.name : "default", &config, err) < 0)
 		return err->code;
-	if (fill)
+	if (v->fill)
 		printf("---\n%s\n", buf_str(&config->json));
-	log_info("`%s`: OK", arg);
+	log_info("`%s`: OK", word);
 	return 0;
 }
 
@@ -31,16 +36,12 @@ static int run(const struct args *a)
 {
 	scoped_free char *home = NULL;
 	struct error err = { 0 };
-	int code = 0;
-	size_t i;
 
-	interrupt_install();
 	if (layout_lima_home(&home, &err) < 0)
 		return verb_fail(&err);
-	for (i = 0; i < a->positional.len && !interrupt_pending(); i++)
-		if (validate(a->positional.items[i], home, args_bool(a, "fill", false), &err) < 0)
-			code = verb_fail(&err);
-	return verb_code(code, i, a->positional.len);
+	return verb_for_each(a, NULL, validate, &(struct validate){
+		.home = home, .fill = args_bool(a, "fill", false),
+	});
 }
 
 const struct verb verb_validate = {

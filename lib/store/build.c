@@ -100,9 +100,7 @@ static int lock_entry(struct entry *e, const struct progress *progress, struct e
 	return 0;
 }
 
-/* What a killed build left: WORK, and the directory for mmdebstrap that WORK/tmpdir
- * names. The caller holds the entry's lock. */
-static void sweep(const char *work)
+void build_sweep(const char *work)
 {
 	scoped_free char *note = xasprintf("%s/tmpdir", work);
 	scoped_buf struct buf b = { 0 };
@@ -136,7 +134,7 @@ static void sweep_others(const struct entry *e)
 		lock = xasprintf("%.*s.lock", (int)(strlen(work) - 4), work);
 		fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 		if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
-			sweep(work);
+			build_sweep(work);
 	}
 }
 
@@ -309,18 +307,47 @@ static int build_locked(const struct entry *e, const struct build_spec *spec, co
 		return 0;
 	*err = ERROR_NONE;
 	build_run_remove(e->dir);		/* incomplete: it was meddled with */
-	sweep(e->work);
+	build_sweep(e->work);
 	sweep_others(e);
 	rc = build_run_check(err);
 	if (rc == 0)
 		rc = make_entry(e, spec, key, inputs, progress, err);
-	sweep(e->work);
+	build_sweep(e->work);
 	if (rc < 0)
 		return rc;
 	progress_update(progress, "building: done", 100, 100);
 	if (load_entry(e, ret, err) < 0)
 		return err->code;
 	ret->cached = false;
+	return 0;
+}
+
+/* The name of the entry, and what it is the digest of. */
+static int entry_key(const struct build_spec *spec, struct buf *ret_inputs, char ret[DIGEST_TEXT_SIZE],
+		     struct error *err)
+{
+	if (build_spec_inputs(spec, ret_inputs, err) < 0)
+		return err->code;
+	return build_spec_key(ret_inputs, ret, err);
+}
+
+int build_entry_dir(const char *location, enum arch arch, char **ret, struct error *err)
+{
+	scoped_buf struct buf inputs = { 0 };
+	char key[DIGEST_TEXT_SIZE];
+	struct build_spec spec;
+	struct entry e;
+	int rc = build_spec_parse(location, arch, &spec, err);
+
+	if (rc < 0)
+		return rc;
+	rc = entry_key(&spec, &inputs, key, err);
+	build_spec_done(&spec);
+	if (rc < 0)
+		return rc;
+	entry_init(&e, key);
+	*ret = steal_ptr(&e.dir);
+	entry_done(&e);
 	return 0;
 }
 
@@ -332,7 +359,7 @@ static int build_spec_image(const struct build_spec *spec, const struct progress
 	struct entry e;
 	int rc;
 
-	if (build_spec_inputs(spec, &inputs, err) < 0 || build_spec_key(&inputs, key, err) < 0)
+	if (entry_key(spec, &inputs, key, err) < 0)
 		return err->code;
 	entry_init(&e, key);
 	rc = load_entry(&e, ret, err);

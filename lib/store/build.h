@@ -22,6 +22,10 @@ void build_result_done(struct build_result *r);
 
 bool build_is_location(const char *location);	/* starts with "mmdebstrap:" */
 
+/* CACHE/build/KEY for @location; caller frees. Fails as build_image() does for a
+ * location that cannot be built here. */
+int build_entry_dir(const char *location, enum arch arch, char **ret, struct error *err);
+
 /* Blocks (40 to 90 s when not cached); interruptible; two builds of one key at
  * once wait for each other. */
 int build_image(const char *location, enum arch arch, const struct progress *progress,

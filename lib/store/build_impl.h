@@ -16,6 +16,10 @@
 extern const struct embed_file build_files[];
 extern const size_t build_files_n;
 
+/* What a killed build left: WORK, and the directory for mmdebstrap that WORK/tmpdir
+ * names. The caller holds the entry's lock. */
+void build_sweep(const char *work);
+
 /* --- build_spec.c --- */
 
 struct build_spec {

@@ -366,15 +366,20 @@ static int fetch_data(struct fetch *f, bool conditional, bool *ret_unchanged, st
 
 /* --- the cache -------------------------------------------------------------- */
 
-static int lock_entry(struct fetch *f, struct error *err)
+static int open_entry(struct fetch *f, struct error *err)
 {
-	bool told = false;
-
 	if (path_mkdir_all(f->dir, 0700, err) < 0)
 		return err->code;
 	f->lock_fd = open(f->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (f->lock_fd < 0)
 		return error_sys(err, -errno, "open %s", f->dir);
+	return 0;
+}
+
+static int wait_for_entry(struct fetch *f, struct error *err)
+{
+	bool told = false;
+
 	while (flock(f->lock_fd, LOCK_EX | LOCK_NB) < 0) {
 		if (errno != EWOULDBLOCK && errno != EINTR)
 			return error_sys(err, -errno, "lock %s", f->dir);
@@ -385,6 +390,26 @@ static int lock_entry(struct fetch *f, struct error *err)
 			return err->code;
 	}
 	return 0;
+}
+
+/* Between our opening it and having it, the entry may have been pruned. */
+static bool is_removed(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && st.st_nlink == 0;
+}
+
+static int lock_entry(struct fetch *f, struct error *err)
+{
+	for (;;) {
+		if (open_entry(f, err) < 0 || wait_for_entry(f, err) < 0)
+			return err->code;
+		if (!is_removed(f->lock_fd))
+			return 0;
+		close(f->lock_fd);
+		f->lock_fd = -1;
+	}
 }
 
 /* 1: the cached data is what @digest wants, 0: it is not. */

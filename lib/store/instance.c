@@ -327,6 +327,41 @@ int instance_create(const char *lima_home, const char *name, const char *yaml, s
 	return 0;
 }
 
+static bool survives_reset(const char *name)
+{
+	static const enum instance_file kept[] = {
+		FILE_LIMA_VERSION, FILE_PROTECTED, FILE_LOCK, FILE_HOST_PORTS, FILE_LOOPBACK,
+	};
+	const char *dot = strrchr(name, '.');
+
+	if (dot && (streq(dot, ".yaml") || streq(dot, ".yml")))
+		return true;
+	for (size_t i = 0; i < ARRAY_SIZE(kept); i++)
+		if (streq(name, layout_file_name(kept[i])))
+			return true;
+	return streq(name, ".") || streq(name, "..");
+}
+
+int instance_reset(const struct instance *inst, struct error *err)
+{
+	scoped_free char *disk = layout_instance_file(inst->dir, FILE_DISK);
+	scoped_dir DIR *dir = opendir(inst->dir);
+	struct dirent *de;
+
+	if (!dir)
+		return error_sys(err, -errno, "open %s", inst->dir);
+	/* first: a disk says that all it needs is there */
+	if (path_remove_tree(disk, err) < 0)
+		return error_wrap(err, "reset `%s`", inst->name);
+	while ((de = readdir(dir))) {
+		scoped_free char *path = xasprintf("%s/%s", inst->dir, de->d_name);
+
+		if (!survives_reset(de->d_name) && path_remove_tree(path, err) < 0)
+			return error_wrap(err, "reset `%s`", inst->name);
+	}
+	return path_sync_dir(inst->dir, err);
+}
+
 int instance_remove(const char *lima_home, const char *name, struct error *err)
 {
 	scoped_free char *dir = layout_instance_dir(lima_home, name);

@@ -60,6 +60,11 @@ int instance_list(const char *lima_home, struct strv *ret, struct error *err);
 int instance_create(const char *lima_home, const char *name, const char *yaml, size_t yaml_len,
 		    struct error *err);
 
+/* Removes what the first start makes, above all the disk; what the user chose stays:
+ * *.yaml, protected, lima-version, addresses and ports on the host. The caller
+ * holds its lock and has stopped it. Interrupted, it can be done again. */
+int instance_reset(const struct instance *inst, struct error *err);
+
 /* Removes the directory; the caller holds its lock and has stopped it. It
  * disappears from the list at once, even when removing is interrupted. */
 int instance_remove(const char *lima_home, const char *name, struct error *err);

@@ -128,6 +128,11 @@ char *layout_config_dir(const char *lima_home)
 	return xasprintf("%s/_config", lima_home);
 }
 
+char *layout_ssh_config(const char *lima_home)
+{
+	return xasprintf("%s/_config/ssh.config", lima_home);
+}
+
 char *layout_user_key(const char *lima_home)
 {
 	return xasprintf("%s/_config/user", lima_home);

@@ -63,6 +63,7 @@ char *layout_instance_dir(const char *lima_home, const char *name);
 char *layout_instance_file(const char *instance_dir, enum instance_file f);
 char *layout_config_dir(const char *lima_home);		/* …/_config */
 char *layout_user_key(const char *lima_home);		/* …/_config/user; + ".pub" */
+char *layout_ssh_config(const char *lima_home);		/* …/_config/ssh.config: all instances */
 char *layout_create_lock(const char *lima_home);	/* …/_config/create.lock */
 char *layout_cache_dir(void);				/* ${XDG_CACHE_HOME:-~/.cache}/lima */
 

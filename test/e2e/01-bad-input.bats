@@ -153,6 +153,56 @@ nothing_was_made() {
 	fails_with 0 "nobody"
 }
 
+@test "a protected instance is neither deleted nor reset" {
+	mkdir -p "$LIMA_HOME/safe"
+	echo 'images: [{location: "mmdebstrap:bookworm"}]' > "$LIMA_HOME/safe/lima.yaml"
+	touch "$LIMA_HOME/safe/disk"
+	run limactl protect safe
+	fails_with 0 "limactl unprotect safe"
+	run limactl protect safe
+	fails_with 0 "already"
+	run limactl delete -f safe
+	fails_with 1 "limactl unprotect safe"
+	run limactl factory-reset safe
+	fails_with 1 "limactl unprotect safe"
+	[[ -e $LIMA_HOME/safe/disk ]]
+	limactl unprotect safe
+	limactl factory-reset safe
+	[[ ! -e $LIMA_HOME/safe/disk && -e $LIMA_HOME/safe/lima.yaml ]]
+	limactl delete safe
+	run limactl factory-reset safe
+	fails_with 0 "does not exist"
+	nothing_was_made
+}
+
+@test "list writes JSON, YAML and templates of the same" {
+	mkdir -p "$LIMA_HOME/view"
+	echo 'images: [{location: "mmdebstrap:bookworm"}]' > "$LIMA_HOME/view/lima.yaml"
+	[[ $(limactl list --format json) == "$(limactl list --json)" ]]
+	[[ $(limactl list --format yaml) == ---*"name: view"*"status: Stopped"* ]]
+	[[ $(limactl list --format '{{.Name}} {{.Status}}{{if .Protected}} p{{end}}') == "view Stopped" ]]
+	run limactl list --format '{{.Nonsense}}'
+	fails_with 1 "limactl list --list-fields"
+	run limactl list --format xml
+	fails_with 1 "none of table, json, yaml"
+	[[ $(limactl create --list-templates) == *debian-local* ]]
+	limactl delete view
+}
+
+@test "copy and show-ssh say what is missing" {
+	mkdir -p "$LIMA_HOME/off"
+	echo 'images: [{location: "mmdebstrap:bookworm"}]' > "$LIMA_HOME/off/lima.yaml"
+	run limactl copy /etc/hosts /tmp/x
+	fails_with 1 "INSTANCE:PATH"
+	run limactl copy /etc/hosts nobody:
+	fails_with 1 "limactl start nobody"
+	run limactl copy off:/etc/hosts "$BATS_TEST_TMPDIR/hosts"
+	fails_with 1 "limactl start off"
+	run limactl show-ssh off
+	fails_with 1 "limactl start off"
+	limactl delete off
+}
+
 @test "every shipped template is valid" {
 	local t
 	for t in default debian-12 debian-13 ubuntu-24.04 ubuntu-26.04 fedora alpine archlinux debian-local; do

@@ -48,6 +48,10 @@ static void test_complete_offers_what_can_stand_there(void **state)
 		{ { "completion", "" }, "fish\t", NULL },
 		{ { "start", "x", "" }, NULL, "web" },
 		{ { "port", "" }, "remove\t", "web" },
+		{ { "pro" }, "protect\t", "unprotect" },
+		{ { "unprotect", "" }, "web\t", NULL },
+		{ { "copy", "--back" }, "--backend\t", NULL },
+		{ { "create", "--mount-" }, "--mount-only\t", "--mount\t" },
 		{ { "port", "a" }, "add\t", "list" },
 		{ { "--debug", "port", "add", "" }, "web\t", "list" },
 		{ { "port", "add", "web", "" }, NULL, "web" },		 /* a SPEC */

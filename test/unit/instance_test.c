@@ -368,6 +368,39 @@ static void test_instance_remove_takes_it_off_the_list(void **state)
 	assert_int_equal(instance_remove(home, "x", &err), -ENOENT);
 }
 
+static void test_instance_reset_keeps_what_the_user_chose(void **state)
+{
+	static const enum instance_file gone[] = {
+		FILE_DISK, FILE_KERNEL, FILE_INSTANCE_ID, FILE_SSH_CONFIG, FILE_GA_SECRET,
+	}, kept[] = {
+		FILE_LIMA_YAML, FILE_LIMA_VERSION, FILE_HOST_PORTS, FILE_LOOPBACK, FILE_CLOUD_CONFIG,
+	};
+	scoped_instance struct instance *inst = NULL;
+	struct error err = ERROR_NONE;
+
+	create("x");
+	for (size_t i = 0; i < ARRAY_SIZE(gone); i++)
+		write_file("x", gone[i], "text");
+	for (size_t i = 2; i < ARRAY_SIZE(kept); i++)
+		write_file("x", kept[i], "text");
+	inst = inspect("x");
+	scoped_free char *dir = xasprintf("%s/sock/deep", inst->dir);
+	assert_int_equal(path_mkdir_all(dir, 0700, &err), 0);
+	if (instance_reset(inst, &err) < 0)
+		fail_msg("%s", err.msg);
+	for (size_t i = 0; i < ARRAY_SIZE(gone); i++) {
+		scoped_free char *path = layout_instance_file(inst->dir, gone[i]);
+
+		assert_false(path_exists(path));
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(kept); i++) {
+		scoped_free char *path = layout_instance_file(inst->dir, kept[i]);
+
+		assert_true(path_exists(path));
+	}
+	assert_false(path_exists(dir));
+}
+
 static void test_instance_fifty_are_listed_quickly(void **state)
 {
 	enum { INSTANCES = 50 };
@@ -409,6 +442,7 @@ int main(void)
 		TEST(test_instance_status_by_pid_files),
 		TEST(test_instance_ssh_port_and_protection),
 		TEST(test_instance_remove_takes_it_off_the_list),
+		TEST(test_instance_reset_keeps_what_the_user_chose),
 		TEST(test_instance_fifty_are_listed_quickly),
 	};
 

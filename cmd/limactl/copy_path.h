@@ -1,0 +1,17 @@
+/* copy_path.h - what an argument of `limactl copy` names: INSTANCE:PATH, or a file here */
+#pragma once
+
+#include <stdbool.h>
+
+struct copy_path {
+	const char *given;	/* for messages; borrowed */
+	char *instance;		/* NULL: here */
+	char *path;		/* "": the guest user's home */
+};
+/* As scp has it: what stands before a colon is no host when it has a slash, so
+ * ./a:b is a file here; neither is it when no instance can be called so. */
+void copy_path_parse(const char *given, struct copy_path *ret);
+void copy_path_done(struct copy_path *p);
+
+/* The path without slashes at its end, or with exactly one. / stays as it is. */
+void copy_path_trim(struct copy_path *p, bool slash);
