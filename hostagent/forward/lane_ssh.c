@@ -279,7 +279,7 @@ static int route_new(struct lane_ssh *l, const char *guest_addr, struct route **
 		     struct error *err)
 {
 	struct route *r = xnew(struct route);
-	int len;
+	int len, rc;
 
 	r->l = l;
 	r->address.sun_family = AF_UNIX;
@@ -292,15 +292,18 @@ static int route_new(struct lane_ssh *l, const char *guest_addr, struct route **
 	table_add(&l->by_addr, &r->link, hash_addr(guest_addr));
 	TAILQ_INSERT_TAIL(&l->routes, r, next);
 	if (len >= (int)sizeof(r->address.sun_path))
-		error_set(err, -ENAMETOOLONG, "`%s…` is longer than a socket's name may be",
-			  l->prefix);
+		rc = error_set(err, -ENAMETOOLONG, "`%s…` is longer than a socket's name may be",
+			       l->prefix);
 	else if (l->by_addr.len > SSH_ROUTES_MAX)
-		error_set(err, -ENOSPC, "more than %d guest addresses over ssh", SSH_ROUTES_MAX);
-	else if (route_ask(r, ROUTE_ASKED, err) == 0)
-		*ret = r;
-	if (err->code)
+		rc = error_set(err, -ENOSPC, "more than %d guest addresses over ssh",
+			       SSH_ROUTES_MAX);
+	else
+		rc = route_ask(r, ROUTE_ASKED, err);
+	if (rc < 0)
 		route_free(r);
-	return err->code;
+	else
+		*ret = r;
+	return rc;
 }
 
 /* --- as a lane ---------------------------------------------------------------- */

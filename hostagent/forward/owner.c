@@ -257,13 +257,14 @@ static void on_looked(uv_work_t *work, int status)
 	struct owner_finder *f = work->data;
 	struct owner_request *r;
 
-	f->running = false;
+	/* still `running`: who asks in done() is not to join those who are answered */
 	while ((r = STAILQ_FIRST(&f->looking))) {
 		STAILQ_REMOVE_HEAD(&f->looking, next);
 		if (r->done)
 			r->done(r->arg, r->query.answer);
 		free(r);
 	}
+	f->running = false;
 	start(f);
 	hub_unref(f->hub);
 }

@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "hostagent/forward/address.h"
+#include "hostagent/forward/owner.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "test/mock/forward.h"
@@ -649,6 +650,45 @@ static void test_policy_owner_is_another_instance(void **state)
 	}
 }
 
+struct asker { /* who asks for the next one in the answer to the last */
+	struct owner_finder *f;
+	unsigned asked, answered;
+};
+
+static void on_answer(void *arg, const char *answer)
+{
+	struct asker *a = arg;
+	struct in6_addr ip = address_v4(127, 0, 0, 1);
+
+	a->answered++;
+	assert_string_equal(answer, "");
+	if (a->asked < 100) {
+		owner_ask(a->f, IPPROTO_TCP, &ip, 1, on_answer, a);
+		a->asked++;
+	}
+}
+
+static void test_policy_owner_asked_from_an_answer(void **state)
+{
+	struct in6_addr ip = address_v4(127, 0, 0, 1);
+	struct error err = ERROR_NONE;
+	struct hub hub = { 0 };
+	struct asker a = { 0 };
+	struct loop loop;
+
+	assert_int_equal(loop_init(&loop, &err), 0);
+	hub.loop = &loop;
+	a.f = owner_finder_new(&hub);
+	for (; a.asked < 3; a.asked++)
+		owner_ask(a.f, IPPROTO_TCP, &ip, 1, on_answer, &a);
+	while (hub.refs)
+		uv_run(&loop.uv, UV_RUN_ONCE);
+	assert_int_equal(a.answered, a.asked);
+	assert_int_equal(a.asked, 100);
+	owner_finder_free(a.f);
+	assert_int_equal(loop_done(&loop), 0);
+}
+
 /* --- what is never given away ------------------------------------------------ */
 
 static void test_policy_root_keeps_privileged_ports(void **state)
@@ -739,6 +779,62 @@ static void test_policy_ssh_ports_of_other_instances(void **state)
 	fx_stop(&fx);
 }
 
+struct sockets {	/* plays hostagent/socket_forward */
+	struct fx *fx;
+	struct config_port_forward added;
+	unsigned rechecks;
+};
+
+static int socket_add(void *arg, unsigned id, const struct config_port_forward *rule,
+		      struct error *err)
+{
+	((struct sockets *)arg)->added = *rule;
+	return 0;
+}
+
+static void socket_recheck(void *arg)
+{
+	((struct sockets *)arg)->rechecks++;
+}
+
+static bool was_rechecked(void *arg)
+{
+	return ((struct sockets *)arg)->rechecks > 0;
+}
+
+/* A guest's socket on a host port: that one keeps off ssh's, too. */
+static void test_policy_host_port_of_a_guest_socket(void **state)
+{
+	uint16_t p = fx_free_port();
+	struct instances in = { .port = p };
+	struct config_port_forward r = rule(0, p);
+	struct config c = { .port_forwards = &r, .n_port_forwards = 1 };
+	struct forward_options more = { .reserved = { list_instances, &in },
+					.loopback = fx_port(0, "127.0.0.7", 1).ip };
+	struct forward_sockets ops = { .add = socket_add, .recheck = socket_recheck };
+	struct sockets s = { 0 };
+	struct error err = { 0 };
+	struct fx fx;
+
+	r.guest_socket = (char *)"/run/x.sock";
+	ops.arg = &s;
+	fx_start_with(&fx, &c, &more);
+	forward_set_sockets(fx.forward, &ops);
+	assert_int_equal(s.added.host_port[0], p);
+	assert_memory_equal(&s.added.host_ip, &more.loopback, sizeof(more.loopback));
+	assert_true(fx_until(&fx, was_rechecked, &s));
+	assert_int_equal(forward_check_host_port(fx.forward, p, &err), -EPERM);
+	assert_string_equal(err.msg, expect("host port %u is the ssh port of instance `db`", p));
+	assert_int_equal(forward_check_host_port(fx.forward, 60022, &err), -EPERM);
+	assert_int_equal(forward_check_host_port(fx.forward, 8080, &err), 0);
+	s.rechecks = 0;
+	in.port = 0; /* asking looks again, once a second at most */
+	assert_true(fx_until(&fx, was_rechecked, &s));
+	assert_int_equal(forward_check_host_port(fx.forward, p, &err), 0);
+	forward_set_sockets(fx.forward, NULL);
+	fx_stop(&fx);
+}
+
 int main(void)
 {
 	const char *port = getenv("HOLD_PORT"), *ready = getenv("HOLD_READY");
@@ -762,8 +858,10 @@ int main(void)
 		cmocka_unit_test(test_policy_loopback_lets_two_instances_have_one_port),
 		cmocka_unit_test(test_policy_first_waits_for_the_other_instance),
 		cmocka_unit_test(test_policy_owner_is_another_instance),
+		cmocka_unit_test(test_policy_owner_asked_from_an_answer),
 		cmocka_unit_test(test_policy_root_keeps_privileged_ports),
 		cmocka_unit_test(test_policy_ssh_ports_of_other_instances),
+		cmocka_unit_test(test_policy_host_port_of_a_guest_socket),
 	};
 
 	if (port && ready)
