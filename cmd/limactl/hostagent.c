@@ -1,5 +1,7 @@
 /* hostagent.c - the hidden verb that limactl starts itself as, once per instance */
+#include <errno.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include "hostagent/agent.h"
 
@@ -17,6 +19,16 @@ static const struct flag flags[] = {
 	{ "progress", 0, FLAG_BOOL, NULL, "accepted for compatibility", true },
 	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
 };
+
+/* A daemon keeps no directory busy: whoever started it may want to unmount it. Names
+ * were given in full, and LIMA_HOME is resolved by now. */
+static void leave_directory(const struct agent_options *o)
+{
+	if (*o->pid_file != '/' || *o->socket != '/' || (o->guest_agent && *o->guest_agent != '/'))
+		return;
+	if (chdir("/") < 0)
+		log_warn("hostagent: chdir /: %s, ignoring", error_text(-errno));
+}
 
 static int run(const struct args *a)
 {
@@ -41,6 +53,7 @@ static int run(const struct args *a)
 		return 1;
 	}
 	opts.lima_home = home;
+	leave_directory(&opts);
 	if (agent_run(&opts, &err) < 0) {
 		log_write(LOG_FATAL, "hostagent %s: %s", opts.name, err.msg);
 		return 1;
