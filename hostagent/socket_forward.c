@@ -275,6 +275,13 @@ static int remove_in_guest(struct socket_forwards *s, struct item *i, struct err
 	return run(s, i, &argv, ITEM_PREPARING, err);
 }
 
+static int check_allowed(const struct socket_forwards *s, const struct item *i, struct error *err)
+{
+	if (i->host_socket || !s->o.check)
+		return 0;
+	return s->o.check(s->o.arg, i->port, err);
+}
+
 /* ssh only says that it failed; the kernel says why. */
 static int check_free(const struct item *i, struct error *err)
 {
@@ -294,14 +301,14 @@ static int check_free(const struct item *i, struct error *err)
 static void begin(struct socket_forwards *s, struct item *i)
 {
 	struct error err = ERROR_NONE;
-	int rc;
+	int rc = 0;
 
 	if (i->reverse)
 		rc = remove_in_guest(s, i, &err);
 	else if (i->host_socket)
 		rc = unix_prepare(i->host_socket, &err);
-	else
-		rc = check_free(i, &err);
+	else if (check_allowed(s, i, &err) < 0 || check_free(i, &err) < 0)
+		rc = err.code;
 	if (rc == 0 && !i->reverse)
 		rc = ask_master(s, i, "forward", ITEM_ASKING, &err);
 	if (rc < 0)
@@ -485,6 +492,41 @@ static void drop(void *arg, unsigned id)
 	work_soon(s);
 }
 
+/* @i goes as if it was removed, and another one like it waits in its place. */
+static void renew(struct socket_forwards *s, struct item *i)
+{
+	struct item *n = xnew(struct item);
+
+	n->rule_id = i->rule_id;
+	n->reverse = i->reverse;
+	n->guest = xstrdup(i->guest);
+	n->host = xstrdup(i->host);
+	n->host_socket = i->host_socket ? xstrdup(i->host_socket) : NULL;
+	n->ip = i->ip;
+	n->port = i->port;
+	n->since_ms = uv_now(&s->o.loop->uv);
+	if (i->told)
+		tell(s, i, FORWARD_STOPPING);
+	i->removed = true;
+	TAILQ_INSERT_AFTER(&s->items, i, n, next);
+	work_soon(s);
+}
+
+static void recheck(void *arg)
+{
+	struct socket_forwards *s = arg;
+	struct item *i, *next;
+
+	for (i = TAILQ_FIRST(&s->items); i; i = next) {
+		struct error err = ERROR_NONE;
+
+		next = TAILQ_NEXT(i, next);
+		if ((i->state == ITEM_UP || i->state == ITEM_ASKING) && !i->removed &&
+		    check_allowed(s, i, &err) < 0)
+			renew(s, i);
+	}
+}
+
 static void list(void *arg, void (*each)(void *arg, const struct forward_row *row), void *each_arg)
 {
 	struct socket_forwards *s = arg;
@@ -510,7 +552,8 @@ static void list(void *arg, void (*each)(void *arg, const struct forward_row *ro
 
 void socket_forwards_ops(struct socket_forwards *s, struct forward_sockets *ret)
 {
-	*ret = (struct forward_sockets){ .add = add, .remove = drop, .list = list, .arg = s };
+	*ret = (struct forward_sockets){ .add = add, .remove = drop, .list = list,
+					 .recheck = recheck, .arg = s };
 }
 
 bool socket_forwards_any(const struct socket_forwards *s)

@@ -11,6 +11,9 @@
  * rebooted) all are set up anew with the next one, one that fails is tried again
  * with back-off, and says once why.
  *
+ * A host port that is some instance's ssh port is not taken, and given up when it
+ * becomes one.
+ *
  * In front of a request stale files are removed: on the host what is a socket that
  * nobody listens on, in the guest, for reverse, whatever has the path.
  *
@@ -33,6 +36,8 @@ struct socket_forwards_options {
 	/* forwarding, failed, stopping, as of ports; protocol "unix" or "tcp". Never
 	 * inside a call of this interface, nor after close. */
 	void (*event)(void *arg, const struct forward_event *ev);
+	/* May a socket have this host port? NULL: any. */
+	int (*check)(void *arg, uint16_t port, struct error *err);
 	void *arg;
 	unsigned retry_min_ms, retry_max_ms;	/* 0: 200 ms, 5 s */
 };

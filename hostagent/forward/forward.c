@@ -132,25 +132,50 @@ static bool is_one(const uint16_t range[2], uint16_t port)
 	return port && range[0] == port && range[1] == port;
 }
 
+static int check_host_port(const struct forward *f, uint16_t port, struct error *err)
+{
+	const char *instance = reserved_by(f->wishes.reserved, port);
+
+	if (port == f->wishes.ssh_local_port)
+		return error_set(err, -EPERM, "host port %u is this instance's ssh port", port);
+	if (instance)
+		return error_set(err, -EPERM, "host port %u is the ssh port of instance `%s`", port,
+				 instance);
+	return 0;
+}
+
+int forward_check_host_port(struct forward *f, uint16_t port, struct error *err)
+{
+	reserved_look(f->wishes.reserved);
+	return check_host_port(f, port, err);
+}
+
 /* What a rule of the file may say without effect, somebody who adds one is told. */
 static int check_live(const struct forward *f, const struct config_port_forward *c,
 		      struct error *err)
 {
 	uint16_t ssh = f->wishes.ssh_local_port, host = c->host_port[0];
-	const char *instance = is_one(c->host_port, host) && !c->host_port_auto && !c->ignore ?
-				       reserved_by(f->wishes.reserved, host) : NULL;
 
 	if (!c->guest_socket && (is_one(c->guest_port, 22) || is_one(c->guest_port, ssh)))
 		return error_set(err, -EPERM, "guest port %u is never forwarded: ssh's",
 				 c->guest_port[0]);
-	if (!c->host_socket && is_one(c->host_port, ssh) && !c->host_port_auto)
-		return error_set(err, -EPERM, "host port %u is this instance's ssh port", ssh);
-	if (!c->host_socket && instance)
-		return error_set(err, -EPERM, "host port %u is the ssh port of instance `%s`", host,
-				 instance);
+	if (!c->host_socket && is_one(c->host_port, host) && !c->host_port_auto && !c->ignore &&
+	    check_host_port(f, host, err) < 0)
+		return err->code;
 	if (rule_is_socket(c) && !f->sockets.add)
 		return error_set(err, -ENOTSUP, "there is no ssh connection to carry a guest socket");
 	return 0;
+}
+
+/* With the instance's own 127.0.0.x, as a port's rule has it. */
+static int socket_add(const struct forward *f, const struct rule *rule, struct error *err)
+{
+	struct config_port_forward c = rule->c;
+
+	if (!c.host_socket && address_is_v4_loopback(&c.host_ip) &&
+	    !IN6_IS_ADDR_UNSPECIFIED(&f->wishes.loopback))
+		c.host_ip = f->wishes.loopback;
+	return f->sockets.add(f->sockets.arg, rule->id, &c, err);
 }
 
 int forward_add_rule(struct forward *f, const struct config_port_forward *c, unsigned *ret_id,
@@ -161,7 +186,7 @@ int forward_add_rule(struct forward *f, const struct config_port_forward *c, uns
 	if (check_live(f, c, err) < 0 || rule_set_add(&f->wishes.rules, c, &rule, err) < 0)
 		return err->code;
 	if (rule_is_socket(c)) {
-		if (!c->ignore && f->sockets.add(f->sockets.arg, rule->id, &rule->c, err) < 0) {
+		if (!c->ignore && socket_add(f, rule, err) < 0) {
 			rule_free(rule_set_detach(&f->wishes.rules, rule));
 			return err->code;
 		}
@@ -228,8 +253,7 @@ void forward_set_sockets(struct forward *f, const struct forward_sockets *socket
 	for (size_t i = 0; sockets && i < set->n; i++) {
 		const struct rule *r = set->rules[i];
 
-		if (rule_is_socket(&r->c) && !r->c.ignore &&
-		    sockets->add(sockets->arg, r->id, &r->c, &err) < 0)
+		if (rule_is_socket(&r->c) && !r->c.ignore && socket_add(f, r, &err) < 0)
 			log_warn("forward: %s: %s, ignoring", r->name, err.msg);
 	}
 }
@@ -339,6 +363,8 @@ static void on_reserved_changed(void *arg)
 
 	wishes_refresh(&f->wishes);
 	wishes_settle(&f->wishes);
+	if (f->sockets.recheck)
+		f->sockets.recheck(f->sockets.arg);
 }
 
 static void wishes_init(struct wishes *all, struct hub *hub, const struct forward_options *o)

@@ -149,9 +149,14 @@ struct forward_sockets {
 	/* Rows with protocol, addresses, state, error, rule_id, reverse, since_ms. */
 	void (*list)(void *arg, void (*each)(void *arg, const struct forward_row *row),
 		     void *each_arg);
+	/* What forward_check_host_port() says may have changed. */
+	void (*recheck)(void *arg);
 	void *arg;
 };
 void forward_set_sockets(struct forward *f, const struct forward_sockets *sockets);
+/* May they have this host port? -EPERM: it is this or another instance's ssh port, as
+ * of the last look, which this asks for anew (reserved.h). */
+int forward_check_host_port(struct forward *f, uint16_t port, struct error *err);
 
 struct forward_rule_info {
 	unsigned id;

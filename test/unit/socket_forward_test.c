@@ -82,8 +82,16 @@ struct world {
 	struct socket_forwards *s;
 	struct forward_sockets ops;
 	struct strv events;
+	uint16_t forbidden; /* host port */
 	bool closed;
 };
+
+static int check(void *arg, uint16_t port, struct error *err)
+{
+	const struct world *w = arg;
+
+	return port == w->forbidden ? error_set(err, -EPERM, "port %u is ssh's", port) : 0;
+}
 
 static void on_event(void *arg, const struct forward_event *ev)
 {
@@ -97,8 +105,8 @@ static void on_event(void *arg, const struct forward_event *ev)
 static void start(struct world *w)
 {
 	struct socket_forwards_options o = { .loop = &w->loop, .target = &w->target,
-					     .event = on_event, .arg = w, .retry_min_ms = 20,
-					     .retry_max_ms = 100 };
+					     .event = on_event, .check = check, .arg = w,
+					     .retry_min_ms = 20, .retry_max_ms = 100 };
 	struct error err = ERROR_NONE;
 
 	*w = (struct world){ .target = { .instance = (char *)"t", .dir = dir, .port = 1,
@@ -300,6 +308,36 @@ static void test_socket_forward_taken_port_says_by_whom(void **state)
 	stop(&w);
 }
 
+static void test_socket_forward_keeps_off_ssh_ports(void **state)
+{
+	struct config_port_forward rule = { .guest_socket = (char *)"/run/a.sock",
+					    .host_ip = address_v4(127, 0, 0, 1) };
+	struct world w;
+
+	rule.host_port[0] = rule.host_port[1] = some_port(NULL);
+	start(&w);
+	w.forbidden = rule.host_port[0];
+	socket_forwards_set_master(w.s, true);
+	add(&w, 1, &rule);
+	assert_true(wait_event(&w, "failed tcp /run/a.sock 127.0.0.1:"));
+	assert_non_null(strstr(w.events.items[0], " is ssh's"));
+	until(&w, 150, NULL, NULL);
+	assert_false(path_exists(in_dir("log")));
+	w.forbidden = 0;
+	assert_true(wait_event(&w, "forwarding tcp"));
+	w.ops.recheck(w.ops.arg); /* nothing about this one */
+	until(&w, 50, NULL, NULL);
+	assert_int_equal(w.events.len, 2);
+	w.forbidden = rule.host_port[0]; /* an instance was made that has it */
+	w.ops.recheck(w.ops.arg);
+	assert_true(newest_is(&w, "stopping tcp"));
+	assert_true(wait_event(&w, "failed tcp"));
+	assert_true(log_has(&w, "cancel -L"));
+	w.forbidden = 0;
+	assert_true(wait_event(&w, "forwarding tcp"));
+	stop(&w);
+}
+
 static void test_socket_forward_refused_is_tried_again(void **state)
 {
 	struct config_port_forward rule = to_socket("/run/a.sock", in_dir("a.sock"));
@@ -424,6 +462,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_socket_forward_again_after_a_lost_master),
 		cmocka_unit_test(test_socket_forward_reverse_removes_first),
 		cmocka_unit_test(test_socket_forward_taken_port_says_by_whom),
+		cmocka_unit_test(test_socket_forward_keeps_off_ssh_ports),
 		cmocka_unit_test(test_socket_forward_refused_is_tried_again),
 		cmocka_unit_test(test_socket_forward_leaves_other_files_alone),
 		cmocka_unit_test(test_socket_forward_removed),
