@@ -24,7 +24,7 @@
 struct tunnels;
 
 enum {
-	TUNNEL_MAX = 4096,
+	TUNNEL_MAX = 8192,
 	TUNNEL_CONNECT_MS = 10 * 1000,
 };
 

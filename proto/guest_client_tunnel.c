@@ -13,8 +13,6 @@
 
 /* Below the streams a server of ours allows (rpc.c), so that a call such as the
  * probe is never the one that has to wait for a free stream. */
-enum { TUNNELS_MAX = 2048 };
-
 struct guest_tunnel {	/* owner: its user until `closed`, reset or close; then itself
 			 * until its operations completed */
 	struct tunnel_io io;
@@ -315,9 +313,9 @@ int guest_tunnel_open(struct guest_client *c, int proto, const char *guest_addr,
 				 guest_addr);
 	if (strlen(guest_addr) >= TUNNEL_ADDR_SIZE)
 		return error_set(err, -EINVAL, "tunnel to %.64s…: address is too long", guest_addr);
-	if (c->tunnel_count >= TUNNELS_MAX)
+	if (c->tunnel_count >= RPC_TUNNELS_MAX)
 		return error_set(err, -EMFILE, "tunnel to %s: %d tunnels are open already",
-				 guest_addr, TUNNELS_MAX);
+				 guest_addr, RPC_TUNNELS_MAX);
 	t = xnew(struct guest_tunnel);
 	t->c = c;
 	t->cb = *cb;

@@ -12,8 +12,6 @@
 #include "proto/status.h"
 #include "proto/tunnel_io.h"
 
-enum { TUNNELS_MAX = 2048 };
-
 enum stream_state {
 	STREAM_FIRST,		/* waits for the first message */
 	STREAM_CONNECTING,	/* the agent was asked to connect */
@@ -265,7 +263,7 @@ void server_tunnel(struct guest_server *s, grpc_call *call)
 	s->streams = st;
 	op.data.recv_close_on_server.cancelled = &st->cancelled;
 	rpc_start(s->rpc, call, &op, 1, &st->close_tag);
-	if (s->stream_count++ >= TUNNELS_MAX)
+	if (s->stream_count++ >= RPC_TUNNELS_MAX)
 		refuse_message(st, -EMFILE, "too many tunnels");
 	else
 		tunnel_io_receive(&st->io);

@@ -26,7 +26,7 @@ enum {
 					 * message is held in one piece */
 	FRAME_MAX = 64 << 10,		/* HTTP/2 default is 16 KiB, which makes twice
 					 * as many pieces of half the size */
-	STREAMS_MAX = 2048 + 64,	/* tunnels and, beside them, calls */
+	STREAMS_MAX = RPC_TUNNELS_MAX + 64,	/* tunnels and, beside them, calls */
 	METADATA_MAX = 8 << 10,
 };
 
@@ -36,7 +36,7 @@ enum {
 /* On both sides:
  * - without bdp_probe what is held for a stream whose consumer stalls is bounded
  *   (256 KiB with our own queue); with it, the default, it is 4.3 MiB, which times
- *   2048 is more than a guest has. The price, by test/bench/proto_bench: 0.43
+ *   8192 is more than a guest has. The price, by test/bench/proto_bench: 0.43
  *   against 0.25 CPU s/GB sending and 0.58 against 0.39 receiving;
  * - no compression: nothing on this link gains from it, and a small message of
  *   a hostile peer must not become a big one. */

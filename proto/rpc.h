@@ -10,6 +10,8 @@
 #include "lib/base/error.h"
 #include "lib/base/loop.h"
 
+enum { RPC_TUNNELS_MAX = 8192 };	/* at once, on one link; the host's UDP clients have one each */
+
 struct rpc;
 
 int rpc_new(struct loop *loop, struct rpc **ret, struct error *err);

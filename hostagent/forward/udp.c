@@ -256,6 +256,18 @@ static const struct lane_callbacks callbacks = {
 	.closed = on_lane_closed,
 };
 
+/* The lane carries no more: the client of this socket that was idle longest goes.
+ * A tunnel is free once the guest has heard of it; the next datagram tries it. */
+static bool make_room(const struct flow *f)
+{
+	struct flow *longest = TAILQ_FIRST(&f->socket->lru);
+
+	if (longest == f || !longest->lane)
+		return false;
+	flow_close(longest);
+	return true;
+}
+
 /* @f has no lane: takes one, if there is any. May free @f. */
 static void flow_dial(struct flow *f)
 {
@@ -270,8 +282,12 @@ static void flow_dial(struct flow *f)
 	cb.arg = f;
 	f->ops = lane->ops;
 	f->dialed_ns = uv_hrtime();
-	if (lane->ops->open(lane, IPPROTO_UDP, f->target->guest_addr, &cb, &f->lane, &err) < 0 &&
-	    !lane_is_gone(err.code)) {
+	if (lane->ops->open(lane, IPPROTO_UDP, f->target->guest_addr, &cb, &f->lane, &err) == 0 ||
+	    lane_is_gone(err.code))
+		return;
+	if (err.code == -EMFILE && make_room(f)) {
+		log_debug("forward: %s, the flow idle longest ends", err.msg);
+	} else {
 		log_warn_limited("forward: cannot open a flow to guest `%s`: %s",
 				 f->target->guest_addr, err.msg);
 		flow_free(f);

@@ -229,8 +229,11 @@ static int mock_open(struct lane *lane, int proto, const char *guest_addr,
 		     const struct lane_callbacks *cb, struct lane_conn **ret, struct error *err)
 {
 	struct mock_lane *m = container_of(lane, struct mock_lane, lane);
-	struct lane_conn *c = xnew(struct lane_conn);
+	struct lane_conn *c;
 
+	if (m->max && m->now >= m->max)
+		return error_set(err, -EMFILE, "%u are open already", m->now);
+	c = xnew(struct lane_conn);
 	c->mock = m;
 	c->cb = *cb;
 	c->proto = proto;

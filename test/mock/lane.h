@@ -29,6 +29,7 @@ struct mock_lane {
 	enum mock_mode mode;                              /* for connections opened from now on */
 	enum mock_mode (*choose)(const char *guest_addr); /* instead of mode; or NULL */
 	uint64_t source_bytes;
+	unsigned max; /* connections at once, then -EMFILE; 0: any number */
 	unsigned opens, resets, closes, eofs, now; /* calls seen; connections alive */
 	uint64_t bytes_in;
 	char last_addr[64];

@@ -154,6 +154,32 @@ static void test_udp_most_idle_flow_makes_room(void **state)
 	fx_stop(&fx);
 }
 
+static void test_udp_full_lane_drops_the_most_idle_flow(void **state)
+{
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int fds[3];
+	char c;
+
+	fx.lane.max = 2;
+	for (int i = 0; i < 3; i++)
+		fds[i] = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	assert_echo(&fx, fds[0], "0", 1);
+	assert_echo(&fx, fds[1], "1", 1);
+	assert_echo(&fx, fds[0], "0", 1);
+	assert_int_equal(send(fds[2], "2", 1, 0), 1);	/* waits: the lane frees one later */
+	fx_turn(&fx, 20);
+	assert_int_equal(send(fds[2], "2", 1, 0), 1);
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(fx_receive(&fx, fds[2], &c, 1), 1);
+	assert_echo(&fx, fds[0], "0", 1);	/* it was not the one that went */
+	assert_int_equal(fx.lane.opens, 3);
+	assert_int_equal(fx.lane.closes, 1);
+	for (int i = 0; i < 3; i++)
+		close(fds[i]);
+	fx_stop(&fx);
+}
+
 static void test_udp_waits_for_a_lane_and_drops_the_oldest(void **state)
 {
 	enum { SENT = 600, KEPT = 256 };
@@ -348,6 +374,7 @@ int main(void)
 		cmocka_unit_test(test_udp_three_hundred_clients_get_their_own_answers),
 		cmocka_unit_test(test_udp_idle_flows_end_and_come_back),
 		cmocka_unit_test(test_udp_most_idle_flow_makes_room),
+		cmocka_unit_test(test_udp_full_lane_drops_the_most_idle_flow),
 		cmocka_unit_test(test_udp_waits_for_a_lane_and_drops_the_oldest),
 		cmocka_unit_test(test_udp_refusal_ends_the_flow_not_the_forward),
 		cmocka_unit_test(test_udp_server_that_died_is_refused_then_dialed_anew),

@@ -281,10 +281,10 @@ static void test_tunnel_slow_connect_is_probed(void **state)
 	WORLD_WAIT(w, w->far_open == 0);
 }
 
-static void test_tunnel_2048_then_refused(void **state)
+static void test_tunnel_8192_then_refused(void **state)
 {
 	struct world *w = *state;
-	enum { N = 2048 };
+	enum { N = RPC_TUNNELS_MAX };
 	struct app *apps = xcalloc(N, sizeof(*apps));
 	struct guest_tunnel *t;
 	struct error err = { 0 };
@@ -322,7 +322,7 @@ int main(void)
 						set_up_kinds, tear_down),
 		cmocka_unit_test_setup_teardown(test_tunnel_slow_connect_is_probed, set_up_kinds,
 						tear_down),
-		cmocka_unit_test_setup_teardown(test_tunnel_2048_then_refused, set_up_kinds,
+		cmocka_unit_test_setup_teardown(test_tunnel_8192_then_refused, set_up_kinds,
 						tear_down),
 	};
 
