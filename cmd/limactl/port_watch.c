@@ -151,8 +151,9 @@ static int take_lines(struct view *v, struct ha_stream *s, struct error *err)
 		else if (port_model_take(&v->model, line, clock_mono_ms(), err) < 0)
 			return err->code;
 	}
+	/* not with the code of EPIPE, which says that the stream has ended */
 	if (!v->live && fflush(stdout) != 0)
-		return error_sys(err, -errno, "write to stdout");
+		return error_set(err, -EIO, "write to stdout: %s", error_text(-errno));
 	return rc;
 }
 

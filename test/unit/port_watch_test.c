@@ -63,6 +63,7 @@ struct story {			/* what look() finds, one after the other */
 	const enum port_watch_host *steps;
 	size_t at, n;
 	int interrupt_at;	/* Ctrl-C at this step; 0: none */
+	bool reader_gone;	/* nobody reads standard output any more */
 };
 
 static enum port_watch_host look(void *arg)
@@ -89,8 +90,14 @@ static char *watch(struct story *story, int *ret_rc)
 	if (pid == 0) {
 		int fd = open(out_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
 
+		int ends[2];
+
 		dup2(fd, STDOUT_FILENO);
 		dup2(fd, STDERR_FILENO);
+		if (story->reader_gone && pipe(ends) == 0) {
+			dup2(ends[1], STDOUT_FILENO);
+			close(ends[0]);
+		}
 		log_setup(LOG_INFO, LOG_FORMAT_PLAIN);
 		interrupt_install();
 		status = -port_watch(sock_path, &o, &err);
@@ -132,6 +139,20 @@ static void test_port_watch_host_agent_comes_back(void **state)
 	assert_int_equal(count(said, "gone: "), 1);	/* 8080 did not come again */
 	assert_non_null(strstr(strstr(said, "is back"), ":8082"));
 	assert_null(strstr(strstr(said, "is back"), ":8081"));
+	waitpid(host, NULL, 0);
+}
+
+/* As with `| head -1`: that its reader is gone is not that the host agent is. */
+static void test_port_watch_reader_of_the_output_goes(void **state)
+{
+	static const char *const answers[] = { HEAD SNAPSHOT(ROW("8080")), NULL };
+	struct story story = { .reader_gone = true };
+	pid_t host = serve(answers);
+	int rc;
+	scoped_free char *said = watch(&story, &rc);
+
+	assert_int_equal(rc, -EIO);
+	assert_string_equal(said, "");
 	waitpid(host, NULL, 0);
 }
 
@@ -187,6 +208,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_port_watch_host_agent_comes_back),
+		cmocka_unit_test(test_port_watch_reader_of_the_output_goes),
 		cmocka_unit_test(test_port_watch_instance_stops),
 		cmocka_unit_test(test_port_watch_interrupt_ends_the_wait),
 	};
