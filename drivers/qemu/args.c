@@ -213,7 +213,7 @@ static void add_channels(const struct qemu_args_input *in, struct strv *v)
 	/* the id is what VSERPORT_CHANGE names; without one there is no event */
 	add(v, "-device", "virtserialport,id=" QEMU_AGENT_PORT_ID ",bus=serial-bus.0,nr=1,"
 			  "chardev=" QEMU_AGENT_CHARDEV ",name=" QEMU_AGENT_PORT);
-	addf(v, "-chardev", "socket,id=serial,fd=%d,server=on,wait=off,logfile=%s,logappend=off",
+	addf(v, "-chardev", "socket,id=serial,fd=%d,server=on,wait=off,logfile=%s,logappend=on",
 	     QEMU_FD_SERIAL, log);
 	add(v, "-serial", "chardev:serial");
 	addf(v, "-chardev", "socket,id=qmp,fd=%d,server=on,wait=off", QEMU_FD_QMP);

@@ -176,6 +176,7 @@ static void on_exit_seen(void *arg, const struct process_exit *how)
 	vm->state = VM_GONE;
 	uv_timer_stop(&vm->turn);
 	uv_timer_stop(&vm->room);
+	uv_timer_stop(&vm->logs);
 	drop_qmp(vm);
 	if (vm->stop)
 		stop_free(steal_ptr(&vm->stop));
@@ -295,6 +296,7 @@ static void on_status(void *arg, json_t *ret, const struct error *err)
 	if (vm->state == VM_CONNECTING) {
 		vm->state = VM_RUNNING;
 		write_pid_file(vm);
+		vm_watch_logs(vm);
 		start_is_done(vm, NULL);
 	} else if (vm->reconnecting) {
 		vm_notice(vm, "the control channel to QEMU works again");
@@ -407,6 +409,7 @@ static int spawn_qemu(struct qemu_vm *vm, const struct strv *argv, int *ret_qmp_
 {
 	int fds[ARRAY_SIZE(sockets)] = { -1, -1, -1 };
 	scoped_free char *log = vm_file(vm, FILE_QEMU_LOG), *qmp = vm_file(vm, FILE_QMP_SOCK);
+	scoped_free char *console = vm_file(vm, FILE_SERIAL_LOG);
 	scoped_fd int qmp_fd = -1;
 	const struct process_spec spec = {
 		.argv = (const char *const *)argv->items,
@@ -417,6 +420,8 @@ static int spawn_qemu(struct qemu_vm *vm, const struct strv *argv, int *ret_qmp_
 	};
 	int rc = listen_all(vm, fds, err);
 
+	if (truncate(console, 0) < 0 && errno != ENOENT)	/* QEMU appends to it */
+		log_debug("driver: truncate %s: %s", console, error_text(-errno));
 	if (rc >= 0)
 		rc = endpoint_connect(qmp, &qmp_fd, err);
 	if (rc >= 0)
@@ -699,6 +704,7 @@ static void qemu_close(struct driver *d)
 	waiters_are_done(vm, &canceled);
 	uv_close((uv_handle_t *)&vm->turn, on_handle_closed);
 	uv_close((uv_handle_t *)&vm->room, on_handle_closed);
+	uv_close((uv_handle_t *)&vm->logs, on_handle_closed);
 }
 
 static int qemu_open(struct loop *loop, const struct driver_spec *spec,
@@ -712,8 +718,9 @@ static int qemu_open(struct loop *loop, const struct driver_spec *spec,
 	vm->waits = stop_waits_default;
 	uv_timer_init(&loop->uv, &vm->turn);
 	uv_timer_init(&loop->uv, &vm->room);
-	vm->turn.data = vm->room.data = vm;
-	vm->refs = 2;
+	uv_timer_init(&loop->uv, &vm->logs);
+	vm->turn.data = vm->room.data = vm->logs.data = vm;
+	vm->refs = 3;
 	*ret = (struct driver *)vm;
 	return 0;
 }

@@ -3,6 +3,7 @@
 
 #include "drivers/qemu/args.h"
 #include "drivers/qemu/driver_impl.h"
+#include "drivers/qemu/log_file.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -22,6 +23,27 @@ static void on_room_timer(uv_timer_t *timer)
 	uv_timer_stop(timer);
 	qmp_call(vm->qmp, "cont", NULL, QMP_CALL_MS, NULL, NULL);
 	vm_notice(vm, "there is room on the disk again: the guest continues");
+}
+
+/* --- logs that grow ---------------------------------------------------------------- */
+
+static void on_logs_timer(uv_timer_t *timer)
+{
+	static const enum instance_file files[] = { FILE_SERIAL_LOG, FILE_QEMU_LOG };
+	struct qemu_vm *vm = timer->data;
+
+	for (size_t i = 0; !vm->closing && i < ARRAY_SIZE(files); i++) {
+		scoped_free char *path = vm_file(vm, files[i]);
+		struct error err = ERROR_NONE;
+
+		if (log_file_trim(path, LOG_FILE_MAX_BYTES, LOG_FILE_KEEP_BYTES, &err) < 0)
+			log_warn_limited("driver: %s, ignoring", err.msg);
+	}
+}
+
+void vm_watch_logs(struct qemu_vm *vm)
+{
+	uv_timer_start(&vm->logs, on_logs_timer, LOG_FILE_LOOK_MS, LOG_FILE_LOOK_MS);
 }
 
 /* --- QMP events -------------------------------------------------------------------- */

@@ -48,6 +48,7 @@ struct qemu_vm {		/* owner: the host agent. refs: own handles */
 	uv_timer_t turn;	/* runs `next` at the next turn of the loop, or at a deadline */
 	void (*next)(struct qemu_vm *vm);
 	uv_timer_t room;	/* paused by a full disk: look for room */
+	uv_timer_t logs;	/* while it runs: log_file.h */
 
 	driver_done_fn start_done;	/* start() or adopt() in flight */
 	void *start_arg;
@@ -82,6 +83,7 @@ char *vm_file(const struct qemu_vm *vm, enum instance_file f);	/* caller frees *
 
 /* --- driver_events.c ------------------------------------------------------ */
 void vm_qmp_event(void *arg, const char *name, json_t *data);	/* arg: the vm */
+void vm_watch_logs(struct qemu_vm *vm);
 /* The vCPUs stand still, as found by asking. */
 void vm_is_paused(struct qemu_vm *vm);
 
