@@ -327,7 +327,7 @@ const struct verb verb_port_remove = {
 	.usage = "INSTANCE SPEC…",
 	.summary = "take back what `limactl port add` did",
 	.text = "SPEC is what was added, or its host's side alone (for what was ignored, the guest's\n"
-		"port): `limactl port list` shows both. Connections that are open end. Rules of lima.yaml\n"
+		"port): `limactl port list` shows both. Connections that are open go on. Rules of lima.yaml\n"
 		"stay; what they forward is closed by `limactl port add --ignore`.",
 	.examples = "  limactl port remove web 8080:80\n  limactl port remove web 8080 9000-9010\n"
 		    "  limactl port remove web --all",

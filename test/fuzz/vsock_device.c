@@ -2,6 +2,7 @@
  * of the virtqueues, any packet, with two connections alive. An input is a list of
  * steps; the first byte of each says what it is. */
 #include <assert.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
@@ -140,11 +141,20 @@ static void on_down(void *arg, const struct error *why)
 
 /* --- connections ---------------------------------------------------------- */
 
+static int on_prologue(void *arg, const uint8_t *bytes)
+{
+	return bytes[0] & 1 ? EPROTO : 0;
+}
+
 static void on_opened(void *arg)
 {
 	struct client *c = arg;
 	struct vsock_relay relay = { .fd = c->fd, .hello = "hello", .hello_len = 5 };
 
+	if (c == &clients[1]) {		/* as the forwards have it; the other one as ssh */
+		relay.prologue_len = 8;
+		relay.prologue = on_prologue;
+	}
 	vsock_conn_relay(c->conn, &relay);
 }
 
@@ -277,6 +287,17 @@ static void step_turn(struct fuzz_input *in)
 static void (*const steps[])(struct fuzz_input *in) = { step_describe, step_offer, step_jump, step_packet,
 							step_message,  step_client, step_turn };
 
+/* Whatever came: with nobody offering anything more, the device comes to rest. */
+static void come_to_rest(void)
+{
+	unsigned turns = 0;
+
+	while (uv_backend_timeout(&loop.uv) == 0) {
+		assert(turns++ < 10000);
+		turn(1);
+	}
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
 	struct fuzz_input in = { data, len };
@@ -288,7 +309,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 		dial(i);
 	for (unsigned i = 0; in.len && i < STEPS_MAX; i++)
 		steps[fuzz_take(&in) % ARRAY_SIZE(steps)](&in);
-	turn(4);
+	come_to_rest();
 	close(qemu);
 	do {
 		turn(4);
