@@ -61,6 +61,56 @@ void create_warn(const struct config *config)
 			 config->n_mounts);
 }
 
+/* A bare word is a name for an instance of the default template. */
+static const char *template_of(const struct args *a)
+{
+	struct error ignored = { 0 };
+
+	if (!a->positional.len || layout_check_name(a->positional.items[0], &ignored) == 0)
+		return NULL;
+	return a->positional.items[0];
+}
+
+/* Neither a file nor a name: was it meant as a name? */
+static void explain_missing(const char *arg, struct error *err)
+{
+	const char *dot = strrchr(arg, '.');
+
+	if (strchr(arg, ':') || (dot && (streq(dot, ".yaml") || streq(dot, ".yml"))))
+		return;
+	error_append(err, ", and an instance's name has only letters and digits, with single `.`, `_` or "
+			  "`-` between them");
+}
+
+/* `limactl start debian-13` is not what it looks like. */
+static void warn_name_of_template(const char *home, const char *name)
+{
+	struct locator_template *list = NULL;
+	struct error ignored = { 0 };
+	size_t n = 0;
+
+	if (template_arg_list(home, &list, &n, &ignored) < 0)
+		return;
+	for (size_t i = 0; i < n; i++)
+		if (streq(list[i].name, name) && !streq(name, "default"))
+			log_warn("`%s` is taken as the name of a new instance of template:default; for the "
+				 "template, write: template:%s", name, name);
+	locator_list_free(list, n);
+}
+
+static int read_template(const struct args *a, const char *home, struct ui *ui, struct template_arg *t,
+			 struct error *err)
+{
+	const char *locator = template_of(a);
+	int rc = template_arg_read(locator, home, ui_progress(ui), t, err);
+
+	if (rc == -ENOENT && locator)
+		explain_missing(locator, err);
+	if (rc == 0 && !locator && a->positional.len)
+		warn_name_of_template(home, a->positional.items[0]);
+	return rc;
+}
+
 /* The name for the new instance: --name, a bare word, or the template's own. */
 static int choose_name(const struct args *a, const struct template_arg *t, const char **ret,
 		       struct error *err)
@@ -76,16 +126,6 @@ static int choose_name(const struct args *a, const struct template_arg *t, const
 	if (!*ret)
 		return error_set(err, -EINVAL, "a template from stdin needs --name NAME");
 	return layout_check_name(*ret, err);
-}
-
-/* A bare word is a name for an instance of the default template. */
-static const char *template_of(const struct args *a)
-{
-	struct error ignored = { 0 };
-
-	if (!a->positional.len || layout_check_name(a->positional.items[0], &ignored) == 0)
-		return NULL;
-	return a->positional.items[0];
 }
 
 static void show_title(struct ui *ui, const char *name, const char *from, const struct config *c)
@@ -143,8 +183,7 @@ int create_instance(const struct args *a, const char *verb, struct ui *ui, char 
 	scoped_free char *home = NULL;
 	const char *name;
 
-	if (layout_lima_home(&home, err) < 0 ||
-	    template_arg_read(template_of(a), home, ui_progress(ui), &t, err) < 0 ||
+	if (layout_lima_home(&home, err) < 0 || read_template(a, home, ui, &t, err) < 0 ||
 	    choose_name(a, &t, &name, err) < 0 || edit_flags_apply(a, &t.yaml, err) < 0)
 		return err->code;
 	if (template_arg_check(&t, home, name, &config, err) < 0)

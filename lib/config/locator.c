@@ -331,7 +331,10 @@ static int read_path(const char *path, const struct strv *dirs, struct buf *ret,
 	size_t len = 0;
 	int rc = path_read_file(full, NODE_MAX_TEXT, ret, err);
 
-	if (rc != -ENOENT || strchr(path, '/') || locator_list(dirs, &list, &len, &ignored) < 0)
+	if (rc != -ENOENT)
+		return rc;
+	error_set(err, rc, "there is no file `%s`", path);
+	if (strchr(path, '/') || locator_list(dirs, &list, &len, &ignored) < 0)
 		return rc;
 	for (size_t i = 0; i < len; i++)
 		near_offer(&near, list[i].name);

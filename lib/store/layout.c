@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pwd.h>
 #include <sys/stat.h>
@@ -97,6 +98,19 @@ static char *make_absolute(const char *path)
 	return xasprintf("%s/%s", cwd, path);
 }
 
+/* One line here, rather than one for each file below it that cannot be read. */
+static int check_home(const char *path, struct error *err)
+{
+	struct stat st;
+
+	if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode))
+		errno = ENOTDIR;
+	else if (faccessat(AT_FDCWD, path, R_OK | X_OK, AT_EACCESS) == 0 || errno == ENOENT)
+		return 0;	/* `create` makes it */
+	error_sys(err, -errno, "the instances are kept in %s", path);
+	return error_append(err, "; set LIMA_HOME to a directory of yours");
+}
+
 int layout_lima_home(char **ret, struct error *err)
 {
 	const char *env = getenv("LIMA_HOME"), *home = getenv("HOME");
@@ -109,6 +123,8 @@ int layout_lima_home(char **ret, struct error *err)
 	else
 		return error_set(err, -ENOENT,
 				 "neither LIMA_HOME nor HOME is set: no place to keep instances");
+	if (check_home(path, err) < 0)
+		return err->code;
 	*ret = resolve_existing(path);
 	return 0;
 }

@@ -56,7 +56,8 @@ enum instance_file {
 
 const char *layout_file_name(enum instance_file f);
 
-/* $LIMA_HOME resolved, without creating it; caller frees. */
+/* $LIMA_HOME resolved, without creating it; caller frees. An error when it is
+ * there and cannot be read. */
 int layout_lima_home(char **ret, struct error *err);
 /* Caller frees each. */
 char *layout_instance_dir(const char *lima_home, const char *name);

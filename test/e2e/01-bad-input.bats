@@ -70,6 +70,28 @@ nothing_was_made() {
 	nothing_was_made
 }
 
+@test "what is neither a file nor a name is told as both" {
+	run limactl start --tty=false no/such
+	fails_with 1 "no file \`no/such\`, and an instance's name has only letters"
+	run limactl start --tty=false nothing.yaml
+	fails_with 1 "no file \`nothing.yaml\`"
+	[[ $output != *letters* ]]
+	nothing_was_made
+}
+
+@test "a home that cannot be used is told in one line" {
+	local home=$BATS_TEST_TMPDIR/file
+	touch "$home"
+	LIMA_HOME=$home run limactl create --tty=false template:debian-local
+	fails_with 1 "set LIMA_HOME"
+	[[ ${#lines[@]} -eq 1 ]]
+	((EUID == 0)) && return
+	mkdir -m 0 "$BATS_TEST_TMPDIR/closed"
+	LIMA_HOME=$BATS_TEST_TMPDIR/closed run limactl create --tty=false template:debian-local
+	fails_with 1 "permission denied"
+	[[ ${#lines[@]} -eq 1 ]]
+}
+
 @test "a missing image file is told, nothing is made" {
 	write t.yaml <<< 'images: [{location: /no/such/image.qcow2}]'
 	run create

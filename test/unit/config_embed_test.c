@@ -193,7 +193,7 @@ static void test_embed_refuses(void **state)
 	assert_refuses("base: ../x.yaml\na: 1\n", "leads out of the directory");
 	assert_refuses("base: broken.yaml\na: 1\n", "broken.yaml:2:1: not valid YAML");
 	assert_refuses("base: list.yaml\na: 1\n", "is not a map");
-	assert_refuses("base: missing.yaml\na: 1\n", "no such file");
+	assert_refuses("base: missing.yaml\na: 1\n", "there is no file");
 	assert_refuses("base: template:defualt\na: 1\n", "unknown template");
 	assert_refuses("base: {url: f.yaml, digest: 'sha256:00'}\na: 1\n", "is not checked");
 	assert_refuses("base: https://example.test/none\na: 1\n", "404");

@@ -85,7 +85,7 @@ static void test_locator_read_refuses(void **state)
 		{ "https://example.test/Big.YAML?x=1", -EPROTONOSUPPORT, "has to be downloaded" },
 		{ "oci:thing", -EINVAL, "unknown scheme `oci`" },
 		{ "debian-21", -ENOENT, "did you mean `template:debian-12`?" },
-		{ "/no/such.yaml", -ENOENT, "no such file" },
+		{ "/no/such.yaml", -ENOENT, "there is no file" },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
