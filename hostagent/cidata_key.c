@@ -1,38 +1,13 @@
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "hostagent/cidata_impl.h"
-#include "lib/base/child.h"
+#include "hostagent/ssh_key.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 #include "lib/store/layout.h"
 
 enum { KEY_MAX_BYTES = 16 * 1024 };
-
-/* Under a temporary name first: an interrupted ssh-keygen leaves no half key. */
-static int make_key(const char *key, const char *pub, struct error *err)
-{
-	scoped_free char *tmp = xasprintf("%s.tmp.%d", key, (int)getpid());
-	scoped_free char *tmp_pub = xasprintf("%s.pub", tmp);
-	const char *argv[] = { "ssh-keygen", "-t", "ed25519", "-q", "-N", "",
-			       "-C", "", "-f", tmp, NULL };
-	struct child_spec spec = { .argv = argv };
-	scoped_child_result struct child_result r = { 0 };
-	int rc;
-
-	unlink(tmp);
-	rc = child_run_ok(&spec, &r, err);
-	if (rc == 0 && (rename(tmp_pub, pub) < 0 || rename(tmp, key) < 0))
-		rc = error_sys(err, -errno, "rename %s", tmp);
-	if (rc < 0) {
-		unlink(tmp);
-		unlink(tmp_pub);
-		return error_wrap(err, "make the guest's host key");
-	}
-	return 0;
-}
 
 /* One line "NAME TYPE BASE64" (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT). */
 static int write_known_hosts(const struct cidata_spec *spec, const char *pub, struct error *err)
@@ -57,7 +32,7 @@ int cidata_key_ensure(const struct cidata_spec *spec, struct buf *ret_key, struc
 	scoped_free char *key = layout_instance_file(spec->dir, FILE_SSH_HOST_KEY);
 	scoped_free char *pub = xasprintf("%s.pub", key);
 
-	if ((!path_exists(key) || !path_exists(pub)) && make_key(key, pub, err) < 0)
+	if ((!path_exists(key) || !path_exists(pub)) && ssh_key_make(key, "", err) < 0)
 		return err->code;
 	if (path_read_file(key, KEY_MAX_BYTES, ret_key, err) < 0 ||
 	    path_read_file(pub, KEY_MAX_BYTES, ret_pub, err) < 0)

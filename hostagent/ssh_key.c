@@ -78,14 +78,13 @@ void ssh_key_add_dot_ssh(struct strv *identities, struct strv *lines)
 	free(entries);
 }
 
-/* Into temporary names first: an interrupted ssh-keygen leaves no half key. */
-static int make_key(const char *key, struct error *err)
+int ssh_key_make(const char *key, const char *comment, struct error *err)
 {
 	scoped_free char *tmp = xasprintf("%s.tmp.%d", key, (int)getpid());
 	scoped_free char *tmp_pub = xasprintf("%s.pub", tmp);
 	scoped_free char *pub = xasprintf("%s.pub", key);
 	const char *argv[] = { "ssh-keygen", "-t", "ed25519", "-q", "-N", "",
-			       "-C", "lima", "-f", tmp, NULL };
+			       "-C", comment, "-f", tmp, NULL };
 	struct child_spec spec = { .argv = argv };
 	scoped_child_result struct child_result r = { 0 };
 	int rc;
@@ -125,7 +124,7 @@ int ssh_ensure_user_key(const char *lima_home, struct error *err)
 		return error_sys(err, -errno, "lock %s", dir);
 	if (have_key(key))	/* made by whoever held the lock */
 		return 0;
-	return make_key(key, err);
+	return ssh_key_make(key, "lima", err);
 }
 
 int ssh_public_keys(const char *lima_home, const struct config *config, struct strv *ret,
