@@ -348,12 +348,22 @@ bool agent_has_link(void *ctx)
 	return !a->config->plain;
 }
 
+/* A guest may open and close the agent's port all day long. */
+static bool may_tell_of_link(void)
+{
+	static struct log_limit limit;
+
+	return log_limit_pass(&limit);
+}
+
 static void on_link_ready(void *arg)
 {
 	struct agent *a = arg;
 	const struct guest_link_info *i = guest_link_info(a->link);
 
-	log_info("link: agent `%s`, kernel `%s`, over %s", i->agent_version, i->kernel, i->way);
+	if (may_tell_of_link())
+		log_info("link: agent `%s`, kernel `%s`, over %s", i->agent_version, i->kernel,
+			 i->way);
 	a->link_was_up = true;
 	agent_vsock_link_is_ready(a);
 	agent_guest_changed(a);
@@ -367,7 +377,8 @@ static void on_link_progress(void *arg)
 
 static void on_link_lost(void *arg, const struct error *why)
 {
-	log_info("link: lost: %s", why->msg);
+	if (may_tell_of_link())
+		log_info("link: lost: %s", why->msg);
 	agent_guest_changed(arg);
 }
 

@@ -301,11 +301,20 @@ static void begin_replug(struct agent_vsock *v)
 
 /* --- the device and the lane ------------------------------------------------------------- */
 
+/* A guest may load its driver, or break its rings, all day long. */
+static bool may_tell(void)
+{
+	static struct log_limit limit;
+
+	return log_limit_pass(&limit);
+}
+
 static void on_up(void *arg)
 {
 	struct agent_vsock *v = arg;
 
-	log_info("agent: vsock: the guest's driver runs");
+	if (may_tell())
+		log_info("agent: vsock: the guest's driver runs");
 	v->up = v->was_up = true;
 	v->replug_ms = REPLUG_FIRST_MS;
 	uv_timer_stop(&v->replug);
@@ -319,7 +328,8 @@ static void on_down(void *arg, const struct error *why)
 {
 	struct agent_vsock *v = arg;
 
-	log_info("agent: vsock: down: %s", why->msg);
+	if (may_tell())
+		log_info("agent: vsock: down: %s", why->msg);
 	v->up = false;
 	v->down_why = *why;
 	lane_vsock_set_device(v->lane, false);
