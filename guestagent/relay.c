@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "guestagent/relay_impl.h"
+#include "lib/base/heap.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -45,7 +46,7 @@ struct relay {
 	pthread_t thread;
 	int epoll_fd, control[2], listen_fd;
 	struct relay_options opts;	/* with the defaults in place */
-	struct relay_buffer *buffer;
+	struct relay_buffer *buffer;	/* NULL: not since memory was given back */
 
 	LIST_HEAD(, relay_conn) all;
 	struct relay_queue waiting[RELAY_WAITS];
@@ -53,9 +54,11 @@ struct relay {
 	struct relay_queue dead;
 	uint64_t now_ms;		/* of this turn */
 	uint64_t accept_again_ms;	/* 0: the listener is watched */
+	uint64_t moved_ms;		/* the newest turn with something in it */
+	uint64_t trim_ms;		/* when to look whether it is quiet; 0: nothing to give back */
 	bool stopping;
 
-	atomic_uint connections, idle;
+	atomic_uint connections, idle, trims;
 	atomic_ullong accepted, relayed;
 };
 
@@ -73,6 +76,8 @@ static uint64_t coarse_ms(void)
 
 struct relay_buffer *relay_get_buffer(struct relay *r)
 {
+	if (!r->buffer)
+		r->buffer = xmalloc(sizeof(*r->buffer));
 	return r->buffer;
 }
 
@@ -143,6 +148,8 @@ void relay_bury(struct relay_conn *c)
 	set_busy(c, false);
 	LIST_REMOVE(c, all);
 	atomic_fetch_sub(&c->relay->connections, 1);
+	if (!c->relay->trim_ms)
+		c->relay->trim_ms = c->relay->now_ms + RELAY_QUIET_MS;
 	TAILQ_INSERT_TAIL(&c->relay->dead, c, busy);
 }
 
@@ -247,6 +254,8 @@ static int next_timeout_ms(struct relay *r)
 
 	if (!TAILQ_EMPTY(&r->busy))
 		return 0;
+	if (r->trim_ms)
+		next = MIN(next, r->trim_ms);
 	for (unsigned i = RELAY_WAIT_CONNECT; i < RELAY_WAITS; i++) {
 		struct relay_conn *c = TAILQ_FIRST(&r->waiting[i]);
 
@@ -308,6 +317,20 @@ static void run_timeouts(struct relay *r)
 	}
 }
 
+/* Connections ended, and since then nothing moved. */
+static void trim_when_quiet(struct relay *r)
+{
+	if (!r->trim_ms || r->now_ms < r->trim_ms)
+		return;
+	r->trim_ms = r->moved_ms + RELAY_QUIET_MS;
+	if (r->now_ms < r->trim_ms)
+		return;		/* later, then */
+	r->trim_ms = 0;
+	free(steal_ptr(&r->buffer));
+	heap_trim();
+	atomic_fetch_add(&r->trims, 1);
+}
+
 static void free_dead(struct relay *r)
 {
 	struct relay_conn *c;
@@ -329,11 +352,14 @@ static void *relay_main(void *arg)
 		int n = epoll_wait(r->epoll_fd, events, EVENTS_MAX, next_timeout_ms(r));
 
 		r->now_ms = coarse_ms();
+		if (n > 0 || !TAILQ_EMPTY(&r->busy))
+			r->moved_ms = r->now_ms;
 		for (int i = 0; i < n; i++)
 			on_event(r, &events[i]);
 		run_busy(r);
 		run_timeouts(r);
 		free_dead(r);
+		trim_when_quiet(r);
 	}
 	while ((c = LIST_FIRST(&r->all)))
 		relay_conn_reset(c);
@@ -368,7 +394,8 @@ struct relay_stats relay_get_stats(struct relay *r)
 	return (struct relay_stats){ .connections = atomic_load(&r->connections),
 				     .idle = atomic_load(&r->idle),
 				     .accepted = atomic_load(&r->accepted),
-				     .relayed = atomic_load(&r->relayed) };
+				     .relayed = atomic_load(&r->relayed),
+				     .trims = atomic_load(&r->trims) };
 }
 
 /* --- life ------------------------------------------------------------------------ */
@@ -437,7 +464,6 @@ int relay_new(const struct relay_options *opts, struct relay **ret, struct error
 	r->opts = *opts;
 	r->opts.connections_max = connections_allowed(opts->connections_max);
 	r->opts.idle_max = opts->idle_max ? opts->idle_max : RELAY_IDLE_MAX;
-	r->buffer = xmalloc(sizeof(*r->buffer));
 	for (unsigned i = 0; i < RELAY_WAITS; i++)
 		TAILQ_INIT(&r->waiting[i]);
 	TAILQ_INIT(&r->busy);

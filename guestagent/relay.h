@@ -20,7 +20,9 @@
  *
  * What one connection holds is bounded: 128 KiB each way, and only while the
  * receiving socket is full; reading stops then and the kernel's window holds the
- * sender. One read per connection and turn, so that none starves another.
+ * sender. One read per connection and turn, so that none starves another. What the
+ * heap keeps of connections that ended goes back when all have been quiet for a
+ * while, once: an idle thread sleeps without a deadline.
  */
 #pragma once
 
@@ -37,6 +39,7 @@ enum {
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
 	RELAY_CONNECT_MS = 10 * 1000,
 	RELAY_END_MS = 100,		/* an answer of the host's takes under 1 */
+	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */
 };
 
 struct relay_options {		/* 0: the default */
@@ -51,6 +54,7 @@ struct relay_options {		/* 0: the default */
 struct relay_stats {
 	unsigned connections, idle;	/* idle is part of connections */
 	uint64_t accepted, relayed;	/* since the start */
+	unsigned trims;			/* times memory was given back */
 };
 
 /* Starts the thread. */

@@ -17,9 +17,14 @@ void heap_setup(void)
 	mallopt(M_TRIM_THRESHOLD, KEEP_BYTES);
 }
 
-static void on_quiet(uv_timer_t *timer)
+void heap_trim(void)
 {
 	malloc_trim(0);
+}
+
+static void on_quiet(uv_timer_t *timer)
+{
+	heap_trim();
 }
 
 void heap_trim_later(struct loop *loop)

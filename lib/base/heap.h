@@ -16,3 +16,5 @@ void heap_setup(void);
 /* Work that used memory ended. The heaps are trimmed some seconds after the last
  * call; cheap enough to call each time. Loop thread only. */
 void heap_trim_later(struct loop *loop);
+/* Now. Any thread; takes each heap's lock for the time it takes to walk it. */
+void heap_trim(void);

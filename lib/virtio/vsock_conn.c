@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/random.h>
 
+#include "lib/base/heap.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -217,6 +218,8 @@ void conn_bury(struct vsock *v)
 {
 	struct vsock_conn *c;
 
+	if (!TAILQ_EMPTY(&v->graves))
+		heap_trim_later(v->loop);
 	while ((c = TAILQ_FIRST(&v->graves))) {
 		TAILQ_REMOVE(&v->graves, c, in_buffered);
 		free(c);

@@ -660,6 +660,44 @@ static void test_relay_sleeps_when_idle(void **state)
 	close(s.fd);
 }
 
+/* Once after the last connection, and then it sleeps for good. */
+static void test_relay_gives_memory_back_when_quiet(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	int other, other_conn = connect_through(r, &s, &other);
+	int host, conn = connect_through(r, &s, &host);
+	uint64_t until = clock_mono_ms() + RELAY_QUIET_MS + RELAY_QUIET_MS / 2;
+	struct rusage before, after;
+	char byte = 0;
+
+	expect_reply(host, 0);
+	expect_reply(other, 0);
+	close(host);
+	close(conn);
+	while (clock_mono_ms() < until) {	/* another one moves: no time for it */
+		send_all(other, &byte, 1);
+		assert_int_equal(recv_upto(other_conn, &byte, 1), 1);
+		poll(NULL, 0, 20);
+	}
+	assert_int_equal(relay_get_stats(r).trims, 0);
+	until = clock_mono_ms() + DEADLINE_MS;
+	while (relay_get_stats(r).trims == 0 && clock_mono_ms() < until)
+		poll(NULL, 0, 10);
+	assert_int_equal(relay_get_stats(r).trims, 1);
+	getrusage(RUSAGE_SELF, &before);
+	poll(NULL, 0, RELAY_QUIET_MS + 500);
+	getrusage(RUSAGE_SELF, &after);
+	assert_true(after.ru_nvcsw - before.ru_nvcsw <= 2);
+	assert_int_equal(relay_get_stats(r).trims, 1);
+	send_all(other, &byte, 1);		/* the thread's buffer comes anew */
+	assert_int_equal(recv_upto(other_conn, &byte, 1), 1);
+	close(other);
+	close(other_conn);
+	relay_stop(r);
+	close(s.fd);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -683,6 +721,7 @@ int main(void)
 		cmocka_unit_test(test_relay_free_while_busy),
 		cmocka_unit_test(test_relay_listener),
 		cmocka_unit_test(test_relay_sleeps_when_idle),
+		cmocka_unit_test(test_relay_gives_memory_back_when_quiet),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
