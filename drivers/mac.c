@@ -1,24 +1,24 @@
 #include "drivers/mac.h"
 
-#include <assert.h>
-#include <openssl/evp.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
+#include "lib/store/digest.h"
 
-const char *driver_mac_from(const char *machine_id, const char *instance_dir,
-			    char out[DRIVER_MAC_SIZE])
+int driver_mac_from(const char *machine_id, const char *instance_dir, char out[DRIVER_MAC_SIZE],
+		    struct error *err)
 {
 	scoped_free char *text = xasprintf("%s%s", machine_id, instance_dir);
-	uint8_t md[EVP_MAX_MD_SIZE];
-	unsigned len = 0;
-	int ok = EVP_Digest(text, strlen(text), md, &len, EVP_sha256(), NULL);
+	char digest[DIGEST_TEXT_SIZE];
+	const char *hex = digest + strlen("sha256:");
 
-	assert(ok == 1 && len == 32);
-	snprintf(out, DRIVER_MAC_SIZE, "52:55:55:%02x:%02x:%02x", md[0], md[1], md[2]);
-	return out;
+	if (digest_text("sha256", text, strlen(text), digest, err) < 0)
+		return error_wrap(err, "MAC address");
+	snprintf(out, DRIVER_MAC_SIZE, "52:55:55:%.2s:%.2s:%.2s", hex, hex + 2, hex + 4);
+	return 0;
 }
 
 /* First word of the file, "" when there is none. */
@@ -33,7 +33,7 @@ static void read_word(const char *path, char *out, size_t size)
 	snprintf(out, size, "%.*s", (int)strcspn(buf_str(&b), " \t\r\n"), buf_str(&b));
 }
 
-const char *driver_mac(const char *instance_dir, char out[DRIVER_MAC_SIZE])
+int driver_mac(const char *instance_dir, char out[DRIVER_MAC_SIZE], struct error *err)
 {
 	static const char *const files[] = { "/etc/machine-id", "/var/lib/dbus/machine-id" };
 	char id[256] = "";
@@ -42,5 +42,5 @@ const char *driver_mac(const char *instance_dir, char out[DRIVER_MAC_SIZE])
 		read_word(files[i], id, sizeof(id));
 	if (!id[0] && gethostname(id, sizeof(id) - 1) < 0)
 		id[0] = 0;
-	return driver_mac_from(id, instance_dir, out);
+	return driver_mac_from(id, instance_dir, out, err);
 }

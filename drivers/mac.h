@@ -9,12 +9,13 @@
  */
 #pragma once
 
+#include "lib/base/error.h"
+
 enum { DRIVER_MAC_SIZE = sizeof("52:55:55:00:00:00") };
 
-/* Writes to and returns @out. machine-id: /etc/machine-id,
- * /var/lib/dbus/machine-id, else the host name. */
-const char *driver_mac(const char *instance_dir, char out[DRIVER_MAC_SIZE]);
+/* machine-id: /etc/machine-id, /var/lib/dbus/machine-id, else the host name. */
+int driver_mac(const char *instance_dir, char out[DRIVER_MAC_SIZE], struct error *err);
 
 /* The pure part. */
-const char *driver_mac_from(const char *machine_id, const char *instance_dir,
-			    char out[DRIVER_MAC_SIZE]);
+int driver_mac_from(const char *machine_id, const char *instance_dir, char out[DRIVER_MAC_SIZE],
+		    struct error *err);

@@ -224,12 +224,13 @@ static void write_seed(uv_work_t *work)	/* in libuv's pool */
 		.hostname = hostname,
 		.config = a->config,
 		.ssh_public_keys = &keys,
-		.mac = driver_mac(a->dir, mac),
+		.mac = mac,
 		.guest_agent = a->config->plain ? NULL : a->o->guest_agent,
 		.secret = a->config->plain ? NULL : a->secret,
 	};
 
-	if (ssh_public_keys(a->o->lima_home, a->config, &keys, &a->seed_err) == 0)
+	if (driver_mac(a->dir, mac, &a->seed_err) == 0 &&
+	    ssh_public_keys(a->o->lima_home, a->config, &keys, &a->seed_err) == 0)
 		cidata_write(&spec, &a->seed_err);
 }
 

@@ -77,7 +77,7 @@ int qemu_machine_argv(const struct qemu_machine *m, struct strv *ret, struct err
 		.version = *m->version,
 		.accel = m->accel,
 		.sandbox = m->sandbox,
-		.mac = driver_mac(m->spec->dir, mac),
+		.mac = mac,
 		.ssh_port = m->vsock && m->spec->ssh_over_vsock ? 0 : m->spec->ssh_port,
 		.vsock_socket = m->vsock ? layout_file_name(FILE_VSOCK_SOCK) : NULL,
 		.disk = layout_file_name(FILE_DISK),
@@ -90,7 +90,8 @@ int qemu_machine_argv(const struct qemu_machine *m, struct strv *ret, struct err
 	};
 	int rc;
 
-	if (check_disk(disk, &disk_info, err) < 0 || read_cmdline(m, &cmdline, err) < 0)
+	if (driver_mac(m->spec->dir, mac, err) < 0 || check_disk(disk, &disk_info, err) < 0 ||
+	    read_cmdline(m, &cmdline, err) < 0)
 		return err->code;
 	in.disk_format = disk_info.format;
 	in.cmdline = cmdline;
