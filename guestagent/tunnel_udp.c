@@ -41,19 +41,6 @@ static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
 	tunnel_read_buffer(u->base.owner, buf);
 }
 
-/* What a connected socket says after an ICMP "unreachable" (udp(7), icmp(7)), or when
- * there is no way at all. EMSGSIZE, an answer of theirs as well, concerns one datagram. */
-static bool is_unreachable(int code)
-{
-	static const int codes[] = { -ECONNREFUSED, -EHOSTUNREACH, -ENETUNREACH, -EHOSTDOWN,
-				     -ENETDOWN };
-
-	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
-		if (codes[i] == code)
-			return true;
-	return false;
-}
-
 /* Nobody is there: the host tells the client, whose next datagram is a new flow. */
 static void udp_reset(struct udp *u, int code)
 {
@@ -69,7 +56,7 @@ static void on_datagram(uv_udp_t *sock, ssize_t n, const uv_buf_t *buf,
 	if (u->closing || !u->stream || (n == 0 && !from))
 		return;
 	if (n < 0) {
-		if (is_unreachable((int)n))
+		if (error_is_unreachable((int)n))
 			udp_reset(u, (int)n);
 		return;
 	}
@@ -95,9 +82,9 @@ static void on_data(void *arg, const uint8_t *data, size_t len)
 		return;
 	rc = uv_udp_try_send(&u->sock, &buf, 1, NULL);
 	/* told about an earlier one; this one was not sent, and finds out for itself */
-	if (is_unreachable(rc))
+	if (error_is_unreachable(rc))
 		rc = uv_udp_try_send(&u->sock, &buf, 1, NULL);
-	if (is_unreachable(rc))
+	if (error_is_unreachable(rc))
 		udp_reset(u, rc);
 	else if (rc < 0 && rc != UV_EAGAIN)
 		log_warn_limited("tunnel: datagram of %zu bytes dropped: %s", len, error_text(rc));

@@ -9,7 +9,6 @@
 #include "cmd/limactl/launch.h"
 #include "cmd/limactl/template_arg.h"
 #include "drivers/driver.h"
-#include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/store/layout.h"
@@ -196,24 +195,23 @@ int create_instance(const struct args *a, const char *verb, struct ui *ui, char 
 	return 0;
 }
 
-static int run(const struct args *a)
+static int create(const struct args *a, struct ui *ui, struct error *err)
 {
 	scoped_instance struct instance *inst = NULL;
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
-	struct error err = { 0 };
-	struct ui *ui;
-	int rc;
 
-	if (create_list(a, &rc))
-		return rc;
-	ui = ui_new(args_wants_tty(a));
-	interrupt_install();
-	rc = create_instance(a, "create", ui, &home, &lock, &inst, &err);
-	if (rc == 0)
-		ui_note(ui, "`%s` was created; start it with: limactl start %s", inst->name, inst->name);
-	ui_free(ui);
-	return rc < 0 ? verb_fail(&err) : 0;
+	if (create_instance(a, "create", ui, &home, &lock, &inst, err) < 0)
+		return err->code;
+	ui_note(ui, "`%s` was created; start it with: limactl start %s", inst->name, inst->name);
+	return 0;
+}
+
+static int run(const struct args *a)
+{
+	int code;
+
+	return create_list(a, &code) ? code : verb_with_ui(a, create);
 }
 
 const struct verb verb_create = {

@@ -23,6 +23,19 @@ int verb_fail(const struct error *err)
 	return interrupt_signal() ? 128 + interrupt_signal() : 1;
 }
 
+int verb_with_ui(const struct args *a,
+		 int (*work)(const struct args *a, struct ui *ui, struct error *err))
+{
+	struct ui *ui = ui_new(args_wants_tty(a));
+	struct error err = { 0 };
+	int rc;
+
+	interrupt_install();
+	rc = work(a, ui, &err);
+	ui_free(ui);
+	return rc < 0 ? verb_fail(&err) : 0;
+}
+
 int verb_for_each(const struct args *a, const char *fallback,
 		  int (*each)(const char *word, void *arg, struct error *err), void *arg)
 {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cmd/limactl/args.h"
+#include "cmd/limactl/ui.h"
 #include "lib/store/instance.h"
 
 /* The instance's name out of the first positional, "default" without one. */
@@ -21,6 +22,9 @@ int instance_arg_open_locked(const char *name, const char *verb, bool force, cha
 /* Prints @err as the one fatal line and gives the exit code: 1, or 128 + signal
  * after an interrupt. */
 int verb_fail(const struct error *err);
+/* Runs @work with progress to show and interrupts caught; gives the exit code. */
+int verb_with_ui(const struct args *a,
+		 int (*work)(const struct args *a, struct ui *ui, struct error *err));
 /* Calls @each for every positional, for @fallback when there is none; what fails is
  * told and the others are done all the same. Gives the exit code: stopped half
  * way by a signal is no success. */

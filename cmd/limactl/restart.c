@@ -5,7 +5,6 @@
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/launch.h"
 #include "cmd/limactl/stop.h"
-#include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -52,14 +51,7 @@ static int restart(const struct args *a, struct ui *ui, struct error *err)
 
 static int run(const struct args *a)
 {
-	struct ui *ui = ui_new(args_wants_tty(a));
-	struct error err = { 0 };
-	int rc;
-
-	interrupt_install();
-	rc = restart(a, ui, &err);
-	ui_free(ui);
-	return rc < 0 ? verb_fail(&err) : 0;
+	return verb_with_ui(a, restart);
 }
 
 const struct verb verb_restart = {

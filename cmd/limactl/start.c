@@ -5,7 +5,6 @@
 #include "cmd/limactl/edit_flags.h"
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/launch.h"
-#include "lib/base/interrupt.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
@@ -101,17 +100,9 @@ static int start(const struct args *a, struct ui *ui, struct error *err)
 
 static int run(const struct args *a)
 {
-	struct error err = { 0 };
-	struct ui *ui;
-	int rc;
+	int code;
 
-	if (create_list(a, &rc))
-		return rc;
-	ui = ui_new(args_wants_tty(a));
-	interrupt_install();
-	rc = start(a, ui, &err);
-	ui_free(ui);
-	return rc < 0 ? verb_fail(&err) : 0;
+	return create_list(a, &code) ? code : verb_with_ui(a, start);
 }
 
 const struct verb verb_start = {

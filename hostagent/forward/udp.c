@@ -217,23 +217,11 @@ static void refuse_for_a_while(struct udp_socket *u)
 		uv_timer_start(&u->refusing, on_refusing_over, UDP_REFUSE_MS, 0);
 }
 
-/* The guest's connect() failed, or an ICMP answer reached its socket later. */
-static bool nobody_there(int code)
-{
-	static const int codes[] = { -ECONNREFUSED, -EHOSTUNREACH, -ENETUNREACH, -EHOSTDOWN,
-				     -ENETDOWN };
-
-	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
-		if (codes[i] == code)
-			return true;
-	return false;
-}
-
 static void on_lane_closed(void *arg, const struct error *why)
 {
 	struct flow *f = arg;
 	struct udp_socket *u = f->socket;
-	bool refused = nobody_there(why->code);
+	bool refused = error_is_unreachable(why->code);
 
 	log_debug("forward: flow to guest `%s` ended: %s", f->target->guest_addr, why->msg);
 	f->lane = NULL;

@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <ctype.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +23,17 @@ const char *error_text(int code)
 	if (isupper((unsigned char)text[0]) && !isupper((unsigned char)text[1]))
 		text[0] = (char)tolower((unsigned char)text[0]);
 	return text;
+}
+
+bool error_is_unreachable(int code)
+{
+	static const int codes[] = { -ECONNREFUSED, -EHOSTUNREACH, -ENETUNREACH, -EHOSTDOWN,
+				     -ENETDOWN };
+
+	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
+		if (codes[i] == code)
+			return true;
+	return false;
 }
 
 /* Joins head and tail. If they do not fit, the middle goes: the tail keeps what

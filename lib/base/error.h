@@ -37,5 +37,10 @@ int error_wrap(struct error *err, const char *fmt, ...) __attribute__((format(pr
 /* Puts a remedy or a consequence behind what is there. */
 int error_append(struct error *err, const char *text);
 
+/* Is nobody there, or does no way lead there? What a connected socket says after an
+ * ICMP "unreachable" (udp(7), icmp(7)), or at once. EMSGSIZE, an answer of theirs as
+ * well, concerns one datagram. */
+bool error_is_unreachable(int code);
+
 /* Text of a negative code, lower case, never NULL, static. */
 const char *error_text(int code);
