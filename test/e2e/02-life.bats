@@ -186,6 +186,39 @@ teardown_file() { drop_home; }
 	grep -q 'StrictHostKeyChecking yes' "$LIMA_HOME/life/ssh.config"
 }
 
+@test "copy, there and back, by scp and by rsync" {
+	local from=$BATS_TEST_TMPDIR/from backend
+	mkdir -p "$from/sub"
+	echo one > "$from/a b"
+	echo two > "$from/sub/two"
+	for backend in scp rsync; do
+		limactl copy --backend $backend "$from/a b" "life:/tmp/$backend file"
+		[[ $(in_guest cat "/tmp/$backend file") == one ]]
+		limactl copy --backend $backend -r "$from" "life:/tmp/$backend-new"
+		[[ $(in_guest cat "/tmp/$backend-new/sub/two") == two ]]
+		limactl copy --backend $backend -r "$from/" "life:/tmp/$backend-new"
+		[[ $(in_guest cat "/tmp/$backend-new/from/sub/two") == two ]]
+		limactl copy --backend $backend -r "life:/tmp/$backend-new" "$BATS_TEST_TMPDIR/$backend"
+		[[ $(cat "$BATS_TEST_TMPDIR/$backend/a b") == one ]]
+		run limactl copy --backend $backend life:/no/such "$BATS_TEST_TMPDIR/x"
+		[[ $status -ne 0 ]]
+	done
+	limactl copy "$from/a b" life:
+	[[ $(in_guest sh -c 'cat ~/"a b"') == one ]]
+	limactl copy life:/tmp/scp-new/sub/two life:/tmp/again
+	[[ $(in_guest cat /tmp/again) == two ]]
+	run limactl copy "$from" life:/tmp
+	[[ $status -ne 0 ]]
+}
+
+@test "show-ssh says how to reach it, in every form" {
+	[[ $(eval "$(limactl show-ssh life) hostname") == lima-life ]]
+	[[ $(eval "ssh $(limactl show-ssh --format args life) anything hostname") == lima-life ]]
+	limactl show-ssh --format options life | grep -Eq '^Port=[0-9]+$'
+	limactl show-ssh --format config life > "$BATS_TEST_TMPDIR/config"
+	[[ $(ssh -F "$BATS_TEST_TMPDIR/config" lima-life hostname) == lima-life ]]
+}
+
 @test "list, in every form" {
 	run --separate-stderr limactl list
 	[[ ${lines[0]} == NAME*STATUS*SSH*VMTYPE*ARCH*CPUS*MEMORY*DISK*DIR ]]
