@@ -13,7 +13,7 @@ struct vsock_conn { /* refs: the user, a posted turn, the handle */
 	struct vsock_relay relay;
 	enum mock_vsock_mode mode;
 	uv_poll_t poll;
-	bool opened, relaying, watching, moved, dead, posted, replied;
+	bool plain, opened, relaying, watching, moved, dead, posted, replied;
 	int end_code; /* ends with it at the next turn; 1: does not */
 };
 
@@ -92,7 +92,7 @@ static void answer(struct vsock_conn *c)
 	int rc;
 
 	c->replied = true;
-	rc = c->relay.prologue(c->cb.arg, (const uint8_t *)&reply);
+	rc = c->plain ? 0 : c->relay.prologue(c->cb.arg, (const uint8_t *)&reply);
 	if (rc < 0) {
 		end(c, rc);
 		return;
@@ -127,7 +127,7 @@ static void turn(void *arg)
 		end(c, c->end_code);
 	} else if (!c->opened) {
 		turn_open(c);
-	} else if (c->relaying && !c->replied && !c->v->no_reply) {
+	} else if (c->relaying && !c->replied && (c->plain || !c->v->no_reply)) {
 		answer(c);
 	}
 }
@@ -156,13 +156,14 @@ int vsock_connect(struct vsock *v, uint32_t port, const struct vsock_conn_callba
 {
 	struct vsock_conn *c;
 
-	assert(port == RELAY_VSOCK_PORT);
+	assert(port == RELAY_VSOCK_PORT || (port && port == v->plain_port));
 	if (!v->up)
 		return error_set(err, -ENOTCONN, "mock vsock: down");
 	c = xnew(struct vsock_conn);
 	c->v = v;
 	c->cb = *cb;
-	c->mode = v->mode;
+	c->plain = port == v->plain_port;
+	c->mode = c->plain ? v->plain_mode : v->mode;
 	c->end_code = 1;
 	c->next = v->conns;
 	if (c->next)
@@ -178,10 +179,12 @@ int vsock_connect(struct vsock *v, uint32_t port, const struct vsock_conn_callba
 
 void vsock_conn_relay(struct vsock_conn *c, const struct vsock_relay *relay)
 {
-	assert(c->opened && !c->relaying && relay->hello_len == sizeof(struct relay_hello));
+	assert(c->opened && !c->relaying);
+	assert(relay->hello_len == (c->plain ? 0 : sizeof(struct relay_hello)));
 	c->relaying = true;
 	c->relay = *relay;
-	memcpy(&c->v->last, relay->hello, sizeof(c->v->last));
+	if (!c->plain)
+		memcpy(&c->v->last, relay->hello, sizeof(c->v->last));
 	c->v->relays++;
 	schedule(c);
 }

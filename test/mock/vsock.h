@@ -2,7 +2,7 @@
  *
  * Implements what a lane calls of lib/virtio/vsock.h; the program that links this
  * does not link the device. Plays the guest's agent, too: reads the relay_hello,
- * answers, then echoes. Answers come from loop_post(), never inside a call.
+ * answers, then echoes; and a server on a port of its own. Answers come from loop_post(), never inside a call.
  */
 #pragma once
 
@@ -25,6 +25,8 @@ struct vsock {
 	enum mock_vsock_mode mode; /* of connections made from now on */
 	uint32_t reply_error;      /* of the agent to a hello */
 	bool no_reply;             /* the agent says nothing */
+	uint32_t plain_port;       /* a server of the guest's own, without hello; 0: none */
+	enum mock_vsock_mode plain_mode;
 	unsigned connects, relays, resets, now, open; /* calls seen; alive; of these opened */
 	unsigned connects_in_turn, most_in_turn;
 	struct relay_hello last;
