@@ -8,6 +8,7 @@
   net.py serve-tcp HOST PORT        answer "N bytes: <data>" once the client half-closed
   net.py serve-udp HOST PORT        answer each datagram with "echo " + it
 """
+import contextlib
 import socket
 import sys
 
@@ -57,7 +58,7 @@ def serve_tcp(host, port):
         s.listen(16)
         while True:
             c, _ = s.accept()
-            with c:
+            with c, contextlib.suppress(ConnectionError):
                 got = b""
                 while data := c.recv(65536):
                     got += data
