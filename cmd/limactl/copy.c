@@ -83,7 +83,8 @@ static int check_instances(const struct copy *c, char **ret_home, struct error *
 	return 0;
 }
 
-/* ssh_config(5): Include takes globs, and quotes around them. */
+/* ssh_config(5): Include takes globs, and quotes around them. Not _config: no file includes
+ * itself. */
 static int choose_config(struct copy *c, const char *home, struct error *err)
 {
 	scoped_free char *dir = layout_instance_dir(home, c->remote);
@@ -95,7 +96,7 @@ static int choose_config(struct copy *c, const char *home, struct error *err)
 	}
 	c->config = layout_ssh_config(home);
 	text = xasprintf("# Written by limactl copy: every instance, as lima-NAME\n"
-			 "Include \"%s/*/%s\"\n", home, layout_file_name(FILE_SSH_CONFIG));
+			 "Include \"%s/[A-Za-z0-9]*/%s\"\n", home, layout_file_name(FILE_SSH_CONFIG));
 	return path_write_file(c->config, text, strlen(text), 0600, err);
 }
 

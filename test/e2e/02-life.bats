@@ -211,6 +211,22 @@ teardown_file() { drop_home; }
 	[[ $status -ne 0 ]]
 }
 
+@test "copy from one instance to another" {
+	# the same machine under a second name
+	local twin=$LIMA_HOME/twin file
+	mkdir -m 700 "$twin"
+	for file in lima.yaml ha.pid qemu.pid; do
+		cp "$LIMA_HOME/life/$file" "$twin"
+	done
+	sed 's/^Host .*/Host lima-twin/' "$LIMA_HOME/life/ssh.config" > "$twin/ssh.config"
+	in_guest sh -c 'echo three > /tmp/three'
+	limactl copy life:/tmp/three twin:/tmp/four
+	[[ $(in_guest cat /tmp/four) == three ]]
+	run limactl copy --backend rsync life:/tmp/three twin:/tmp/five
+	fails_with 1 "--backend scp"
+	rm -r "$twin"
+}
+
 @test "show-ssh says how to reach it, in every form" {
 	[[ $(eval "$(limactl show-ssh life) hostname") == lima-life ]]
 	[[ $(eval "ssh $(limactl show-ssh --format args life) anything hostname") == lima-life ]]
