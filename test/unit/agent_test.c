@@ -566,6 +566,7 @@ static bool rules_say(const char *text)
 	return strstr(rules, text);
 }
 
+/* Until it begins with @text. */
 static void wait_file(const char *name, const char *text)
 {
 	scoped_free char *path = xasprintf("%s/%s", dir, name);
@@ -575,7 +576,8 @@ static void wait_file(const char *name, const char *text)
 		scoped_buf struct buf b = { 0 };
 		struct error err = ERROR_NONE;
 
-		if (path_read_file(path, 65536, &b, &err) == 0 && strstr(buf_str(&b), text))
+		if (path_read_file(path, 65536, &b, &err) == 0 &&
+		    strncmp(buf_str(&b), text, strlen(text)) == 0)
 			return;
 		if (clock_mono_ms() > until)
 			fail_msg("%s never said `%s` but `%s`", name, text, buf_str(&b));
@@ -619,7 +621,7 @@ static void test_agent_live_rules_outlive_it(void **state)
 	plan.runs_already = false;
 	start_to_running();
 	free(ask_with("POST", "/v1/ports", body));
-	wait_file("live-rules", "hostPort");
+	wait_file("live-rules", "1 {\"guestPort\":7002");
 	kill_agent();
 	start_to_running();
 	assert_false(in_dir("live-rules"));
