@@ -131,6 +131,11 @@ void relay_count_relayed(struct relay *r)
 	atomic_fetch_add(&r->relayed, 1);
 }
 
+unsigned relay_count_busy(const struct relay *r)
+{
+	return atomic_load(&r->connections) - atomic_load(&r->idle);
+}
+
 static void set_busy(struct relay_conn *c, bool busy)
 {
 	if (busy == c->queued)

@@ -92,10 +92,30 @@ static void on_write_failed(struct relay_conn *c, struct relay_end *to)
 	c->server_broken = true;
 }
 
+/* As send(); a vsock wants its packet of up to 64 KiB in one piece of memory, and
+ * fails where the guest's memory has none of that size (Linux 6.1,
+ * virtio_transport_alloc_pkt()). Single pages there are. */
+static ssize_t send_now(int fd, const uint8_t *data, size_t len)
+{
+	enum { PAGE = 4096 };
+	ssize_t n = send(fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+	size_t sent = 0;
+
+	if (n >= 0 || errno != ENOMEM)
+		return n;
+	while (sent < len) {
+		n = send(fd, data + sent, MIN(len - sent, (size_t)PAGE), MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (n < 0)
+			return sent && would_block(errno) ? (ssize_t)sent : n;
+		sent += (size_t)n;
+	}
+	return (ssize_t)sent;
+}
+
 /* Bytes written, or -1: it failed and was dealt with. */
 static ssize_t end_write(struct relay_conn *c, struct relay_end *to, const uint8_t *data, size_t len)
 {
-	ssize_t n = send(to->fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+	ssize_t n = send_now(to->fd, data, len);
 
 	if (n < 0 && !would_block(errno)) {
 		on_write_failed(c, to);
@@ -196,7 +216,7 @@ static void on_connected(struct relay_conn *c)
 	relay_count_relayed(c->relay);
 }
 
-static int start_socket(const union dial_addr *to)
+static int start_socket(const union dial_addr *to, unsigned others)
 {
 	socklen_t len = to->sa.sa_family == AF_INET ? sizeof(to->in) : sizeof(to->in6);
 	scoped_fd int fd = socket(to->sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -205,6 +225,7 @@ static int start_socket(const union dial_addr *to)
 	if (fd < 0)
 		return -errno;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	dial_set_buffers(fd, others);
 	if (connect(fd, &to->sa, len) < 0 && errno != EINPROGRESS)
 		return -errno;
 	return steal_fd(&fd);
@@ -236,7 +257,7 @@ static int dial_next(struct relay_conn *c, const struct dial *to, const uint8_t 
 		     size_t *ret_written)
 {
 	struct relay_end *server = &c->ends[RELAY_SERVER];
-	int fd = start_socket(&to->addrs[c->dialled++]), rc;
+	int fd = start_socket(&to->addrs[c->dialled++], relay_count_busy(c->relay)), rc;
 
 	if (fd < 0)
 		return fd;

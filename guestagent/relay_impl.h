@@ -90,5 +90,7 @@ void relay_watch_room(struct relay_conn *c, enum relay_side side);
 void relay_wait_for(struct relay_conn *c, enum relay_wait wait);
 void relay_dial_more(struct relay *r, struct dial *d);
 void relay_count_relayed(struct relay *r);
+/* Connections that are not idle. */
+unsigned relay_count_busy(const struct relay *r);
 /* Off all queues; freed when this turn's events are through. */
 void relay_bury(struct relay_conn *c);

@@ -280,6 +280,7 @@ static void try_connect(struct tcp *t)
 {
 	const union dial_addr *to = &t->to.addrs[t->tried++];
 	int rc = uv_tcp_init_ex(&tunnel_loop(t->base.owner)->uv, &t->sock, to->sa.sa_family);
+	uv_os_fd_t fd;
 
 	if (rc < 0) {	/* no descriptor, or no such family */
 		if (t->tried < t->to.len)
@@ -291,6 +292,8 @@ static void try_connect(struct tcp *t)
 	t->sock.data = t->connect.data = t;
 	t->sock_made = true;
 	t->handles++;
+	if (uv_fileno((uv_handle_t *)&t->sock, &fd) == 0)
+		dial_set_buffers(fd, tunnels_count(t->base.owner));
 	rc = uv_tcp_connect(&t->connect, &t->sock, &to->sa, on_connected);
 	if (rc < 0)
 		refuse(t, rc);

@@ -115,14 +115,15 @@ static void on_timer(uv_timer_t *timer)
 void vsock_arm_timer(struct vsock *v)
 {
 	const struct vsock_conn *a = TAILQ_FIRST(&v->connecting), *b = TAILQ_FIRST(&v->lingering);
-	uint64_t now = uv_now(&v->loop->uv), first;
+	uint64_t now = uv_now(&v->loop->uv), first, wait;
 
-	if (v->closing || uv_is_active((uv_handle_t *)&v->timer) || (!a && !b))
+	if (v->closing || (!a && !b))
 		return;
 	first = !a ? b->deadline : !b ? a->deadline : MIN(a->deadline, b->deadline);
 	/* one wake-up for many; while paused, just to look whether that is over */
-	uv_timer_start(&v->timer, on_timer,
-		       MAX(first, now + (v->driver && !vsock_running(v) ? 1000 : 10)) - now, 0);
+	wait = MAX(first, now + (v->driver && !vsock_running(v) ? 1000 : 10)) - now;
+	if (!uv_is_active((uv_handle_t *)&v->timer) || uv_timer_get_due_in(&v->timer) > wait)
+		uv_timer_start(&v->timer, on_timer, wait, 0);
 }
 
 /* --- what QEMU and the driver do ------------------------------------------ */

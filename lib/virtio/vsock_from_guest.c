@@ -368,6 +368,10 @@ static void on_packet(struct vsock *v, const struct vsock_packet *p, unsigned ha
 		reply_reset(v, p);	/* also the answer to who wants to connect to us */
 	} else if (c->state == CONN_RESETTING && p->op != VSOCK_OP_RST) {
 		return;			/* it crossed our RST */
+	} else if (c->guest_gone) {
+		/* Our RST crossed this, or came after the guest's 8 s. What the
+		 * client has yet to take is here. */
+		reply_reset(v, p);
 	} else if (rule) {
 		break_rule(c, rule);
 	} else if (!hear_credit(c, p)) {

@@ -241,12 +241,13 @@ static uint32_t do_one(struct vsock *v, unsigned have)
 {
 	struct vsock_conn *c;
 
-	if ((c = TAILQ_FIRST(&v->control))) {
-		push_control(c);
-		return VSOCK_PACKET_HEADER;
-	}
+	/* answers first: while many wait, what the guest sends is left standing */
 	if (v->n_replies) {
 		push_reply(v);
+		return VSOCK_PACKET_HEADER;
+	}
+	if ((c = TAILQ_FIRST(&v->control))) {
+		push_control(c);
 		return VSOCK_PACKET_HEADER;
 	}
 	if ((c = TAILQ_FIRST(&v->light)))

@@ -409,6 +409,25 @@ static void test_vsock_a_silent_guest_times_out(void **state)
 	fx_stop(&fx);
 }
 
+/* One that lingers, for longer, waits on the same timer. */
+static void test_vsock_a_silent_guest_times_out_beside_one_that_lingers(void **state)
+{
+	struct vsock_limits limits = { .connect_ms = 100, .close_ms = 20000 };
+	struct client lingers = { 0 }, silent = { 0 };
+
+	fx_start(&fx, &limits);
+	client_connect(&fx, &lingers, GUEST_KEEP);
+	shutdown(lingers.far, SHUT_WR);
+	assert_true(until(&fx, has_ended, &lingers));
+	assert_int_equal(lingers.code, 0);
+	client_connect(&fx, &silent, GUEST_SILENT);
+	assert_true(until_ms(&fx, has_ended, &silent, limits.close_ms / 2));
+	assert_int_equal(silent.code, -ETIMEDOUT);
+	close(lingers.far);
+	close(silent.far);
+	fx_stop(&fx);
+}
+
 static bool guest_was_reset(void *arg)
 {
 	return fx.guest.resets > 0;
@@ -509,6 +528,96 @@ static void test_vsock_slow_client_costs_a_window_and_no_more(void **state)
 	vsock_get_stats(fx.v, &st);
 	assert_true(st.buffered <= 1 << 20);
 	far_end(&c, read_slowly);
+	finish(&c, 0);
+	fx_stop(&fx);
+}
+
+/* --- a guest that has closed before the client has it all ------------------- */
+
+static uint32_t sent_before_close;	/* the guest's; read when it is done */
+
+/* Sends as long as it has credit; the credit is in whatever @p the host said last. */
+static uint32_t use_credit(struct vsock_guest *g, const struct vsock_packet *p,
+			   struct vsock_packet *head)
+{
+	static const uint8_t block[4096];
+	uint32_t alloc = p->buf_alloc, fwd = p->fwd_cnt, sent = 0;
+	const uint8_t *data;
+
+	for (;;) {
+		if (alloc - (sent - fwd) >= sizeof(block)) {
+			vsock_guest_send(g, head, block);
+			sent += sizeof(block);
+		} else if ((p = vsock_guest_receive(g, &data, 500))) {
+			alloc = p->buf_alloc;
+			fwd = p->fwd_cnt;
+		} else {
+			return sent;
+		}
+	}
+}
+
+static void closes_and_resets(struct vsock_guest *g, void *arg)
+{
+	struct vsock_packet head = { .src_cid = VSOCK_GUEST_CID, .dst_cid = VSOCK_CID_HOST,
+				     .len = 4096, .type = VSOCK_STREAM, .op = VSOCK_OP_RW,
+				     .buf_alloc = 1 << 18 };
+	const struct vsock_packet *p;
+	const uint8_t *data;
+
+	vsock_guest_connect(g);
+	vsock_guest_boot(g);
+	p = vsock_guest_receive(g, &data, DEADLINE_MS);
+	assert_true(p && p->op == VSOCK_OP_REQUEST);
+	head.src_port = p->dst_port;
+	head.dst_port = p->src_port;
+	vsock_guest_say(g, VSOCK_OP_RESPONSE, head.src_port, head.dst_port, 0);
+	while ((p = vsock_guest_receive(g, &data, DEADLINE_MS)) && p->op != VSOCK_OP_SHUTDOWN)
+		;
+	assert_non_null(p);
+	sent_before_close = use_credit(g, p, &head);
+	vsock_guest_say(g, VSOCK_OP_SHUTDOWN, head.src_port, head.dst_port, VSOCK_SHUTDOWN_SEND);
+	vsock_guest_say(g, VSOCK_OP_SHUTDOWN, head.src_port, head.dst_port,
+			VSOCK_SHUTDOWN_SEND | VSOCK_SHUTDOWN_RCV);
+	p = vsock_guest_receive(g, &data, DEADLINE_MS);
+	assert_true(p && p->op == VSOCK_OP_RST);
+	vsock_guest_say(g, VSOCK_OP_RST, head.src_port, head.dst_port, 0);	/* its 8 s were over */
+	vsock_guest_say(g, VSOCK_OP_CREDIT_REQUEST, head.src_port, head.dst_port, 0);
+	p = vsock_guest_receive(g, &data, DEADLINE_MS);
+	assert_true(p && p->op == VSOCK_OP_RST);
+	vsock_guest_hang_up(g);
+}
+
+static void end_first(struct client *c)
+{
+	shutdown(c->far, SHUT_WR);
+}
+
+static void read_all_of_it(struct client *c)
+{
+	static char b[1 << 16];
+	uint64_t got = 0;
+	ssize_t n;
+
+	while ((n = recv(c->far, b, sizeof(b), 0)) > 0)
+		got += (uint64_t)n;
+	assert_int_equal(n, 0);
+	assert_int_equal(got, sent_before_close);
+}
+
+static void test_vsock_a_reset_after_the_guests_close_takes_nothing(void **state)
+{
+	struct client c = { 0 };
+
+	fx_open(&fx, NULL);
+	vsock_guest_run(&fx.guest, closes_and_resets, NULL);
+	assert_true(until(&fx, is_up, &fx));
+	client_connect(&fx, &c, GUEST_ECHO);
+	assert_true(until(&fx, has_opened, &c));
+	far_end(&c, end_first);
+	assert_true(until_ms(&fx, script_done, &fx, 2 * DEADLINE_MS));
+	assert_true(sent_before_close > 0);
+	far_end(&c, read_all_of_it);
 	finish(&c, 0);
 	fx_stop(&fx);
 }
@@ -861,9 +970,11 @@ int main(void)
 		cmocka_unit_test(test_vsock_prologue_is_not_the_clients),
 		cmocka_unit_test(test_vsock_refused_reset_closed_by_the_guest),
 		cmocka_unit_test(test_vsock_a_silent_guest_times_out),
+		cmocka_unit_test(test_vsock_a_silent_guest_times_out_beside_one_that_lingers),
 		cmocka_unit_test(test_vsock_client_reset_reaches_an_idle_guest),
 		cmocka_unit_test(test_vsock_no_credit_holds_one_and_not_others),
 		cmocka_unit_test(test_vsock_slow_client_costs_a_window_and_no_more),
+		cmocka_unit_test(test_vsock_a_reset_after_the_guests_close_takes_nothing),
 		cmocka_unit_test(test_vsock_owner_resets_in_every_state),
 		cmocka_unit_test(test_vsock_thousands_at_once_and_nothing_stays),
 		cmocka_unit_test(test_vsock_a_pause_keeps_connections),
