@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cmd/limactl/lima_yaml.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 #include "lib/config/edit.h"
-#include "lib/store/layout.h"
 
 const struct flag edit_flags[] = {
 	{ "cpus", 0, FLAG_INT, "N", "number of CPUs", false },
@@ -387,38 +387,14 @@ int edit_flags_apply(const struct args *a, struct buf *yaml, struct error *err)
 	return 0;
 }
 
-static int check(const struct instance *inst, const struct buf *yaml, struct error *err)
-{
-	struct config_context ctx = {
-		.instance = inst->name, .instance_dir = inst->dir, .lima_home = inst->lima_home,
-	};
-	scoped_config struct config *config = NULL;
-	struct config_problems problems = { 0 };
-	const char *warning;
-	int rc = config_load(&ctx, "lima.yaml", buf_str(yaml), yaml->len, &problems, &config, err);
-
-	strv_foreach(warning, &problems.warnings)
-		log_warn("%s", warning);
-	config_problems_done(&problems);
-	if (rc < 0)
-		return error_wrap(err, "these flags would break it, nothing was changed");
-	if (inst->config && config->disk_bytes < inst->config->disk_bytes)
-		return error_set(err, -EINVAL, "--disk: a disk cannot shrink, nothing was changed");
-	return 0;
-}
-
 int edit_flags_apply_to_instance(const struct args *a, const struct instance *inst, struct error *err)
 {
-	scoped_free char *path = layout_instance_file(inst->dir, FILE_LIMA_YAML);
 	scoped_buf struct buf yaml = { 0 };
 	bool changed = false;
 
-	if (path_read_file(path, 4 << 20, &yaml, err) < 0 ||
-	    apply(a, edit_new_flags, &yaml, &changed, err) < 0)
+	if (lima_yaml_read(inst, &yaml, err) < 0 || apply(a, edit_new_flags, &yaml, &changed, err) < 0)
 		return err->code;
-	if (!changed)
-		return 0;
-	if (check(inst, &yaml, err) < 0)
-		return err->code;
-	return path_write_file(path, yaml.data, yaml.len, 0644, err);
+	if (changed && lima_yaml_replace(inst, &yaml, err) < 0)
+		return error_wrap(err, "these flags would break it, nothing was changed");
+	return 0;
 }

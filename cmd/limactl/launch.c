@@ -300,6 +300,20 @@ int launch_start(const struct instance *inst, const struct launch_options *opts,
 	return rc;
 }
 
+int launch_again(const struct instance *before, const struct launch_options *opts, struct ui *ui,
+		 struct error *err)
+{
+	scoped_instance struct instance *inst = NULL;
+
+	if (instance_inspect(before->lima_home, before->name, &inst, err) < 0)
+		return err->code;
+	if (!inst->config)
+		return error_set(err, -EINVAL, "%s", inst->errors.len ? inst->errors.items[0] : "broken");
+	if (launch_prepare(inst, ui, err) < 0)
+		return err->code;
+	return launch_start(inst, opts, ui, err);
+}
+
 /* A host agent for a machine that lost its own. It adopts, then can be told to stop. */
 static int adopt(const struct instance *inst, struct ui *ui, pid_t *ret, struct error *err)
 {

@@ -26,6 +26,10 @@ int launch_prepare(const struct instance *inst, struct ui *ui, struct error *err
  * agent is told to undo and waited for. */
 int launch_start(const struct instance *inst, const struct launch_options *opts, struct ui *ui,
 		 struct error *err);
+/* An instance that was changed or stopped since it was looked at: prepares and
+ * starts it as it is now. */
+int launch_again(const struct instance *before, const struct launch_options *opts, struct ui *ui,
+		 struct error *err);
 /* Asks the host agent to stop the machine and waits until both are gone. When
  * the host agent is dead but the machine runs, a new one is started first: it
  * adopts the machine. */

@@ -5,6 +5,7 @@
 
 #include "cmd/limactl/ha_client.h"
 #include "cmd/limactl/instance_arg.h"
+#include "cmd/limactl/lima_yaml.h"
 #include "cmd/limactl/port.h"
 #include "cmd/limactl/port_rows.h"
 #include "cmd/limactl/port_spec.h"
@@ -16,10 +17,7 @@
 #include "lib/config/edit.h"
 #include "lib/store/layout.h"
 
-enum {
-	SETTLE_MS = 500,	/* finding out who has a port takes some ms; it may be nobody knows */
-	YAML_MAX_BYTES = 4 << 20,
-};
+enum { SETTLE_MS = 500 };	/* finding out who has a port takes some ms; it may be nobody knows */
 
 /* --- add ----------------------------------------------------------------- */
 
@@ -146,15 +144,11 @@ static char *yaml_of(const json_t *rule)
 
 static int save_rules(const struct instance *inst, const json_t *rules, struct error *err)
 {
-	struct config_context ctx = { .instance = inst->name, .instance_dir = inst->dir,
-				      .lima_home = inst->lima_home };
-	scoped_free char *path = layout_instance_file(inst->dir, FILE_LIMA_YAML);
-	scoped_config struct config *config = NULL;
 	scoped_buf struct buf yaml = { 0 };
 	scoped_fd int lock = -1;
 
 	if (instance_arg_lock(inst->lima_home, inst->name, "port add", false, &lock, err) < 0 ||
-	    path_read_file(path, YAML_MAX_BYTES, &yaml, err) < 0)
+	    lima_yaml_read(inst, &yaml, err) < 0)
 		return err->code;
 	for (size_t i = json_array_size(rules); i-- > 0;) {	/* the first one stands first */
 		scoped_free char *item = yaml_of(json_array_get(rules, i));
@@ -162,9 +156,7 @@ static int save_rules(const struct instance *inst, const json_t *rules, struct e
 		if (edit_add(&yaml, "portForwards", EDIT_FIRST, item, err) < 0)
 			return err->code;
 	}
-	if (config_load(&ctx, path, buf_str(&yaml), yaml.len, NULL, &config, err) < 0)
-		return err->code;
-	return path_write_file(path, yaml.data, yaml.len, 0644, err);
+	return lima_yaml_replace(inst, &yaml, err);
 }
 
 static int add(const struct args *a, struct error *err)

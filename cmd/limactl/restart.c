@@ -32,21 +32,18 @@ static int restart(const struct args *a, struct ui *ui, struct error *err)
 	struct launch_options opts = {
 		.timeout_ms = args_duration_ms(a, "timeout", LAUNCH_TIMEOUT_MS),
 	};
-	scoped_instance struct instance *before = NULL, *inst = NULL;
+	scoped_instance struct instance *before = NULL;
 	scoped_free char *home = NULL;
 	scoped_fd int lock = -1;
 
 	if (instance_arg_open_locked(instance_arg_name(a), "restart", false, &home, &lock, &before,
 				     err) < 0 ||
 	    edit_flags_apply_to_instance(a, before, err) < 0 ||
-	    stop_first(before, args_bool(a, "force", false), ui, err) < 0 ||
-	    instance_inspect(home, before->name, &inst, err) < 0)
+	    stop_first(before, args_bool(a, "force", false), ui, err) < 0)
 		return err->code;
-	if (!inst->config)
-		return error_set(err, -EINVAL, "%s", inst->errors.len ? inst->errors.items[0] : "broken");
-	if (launch_prepare(inst, ui, err) < 0)
-		return error_wrap(err, "restart %s", inst->name);
-	return launch_start(inst, &opts, ui, err) < 0 ? error_wrap(err, "restart %s", inst->name) : 0;
+	if (launch_again(before, &opts, ui, err) < 0)
+		return error_wrap(err, "restart %s", before->name);
+	return 0;
 }
 
 static int run(const struct args *a)

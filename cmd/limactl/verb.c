@@ -7,11 +7,11 @@
 #include "lib/base/strv.h"
 
 const struct verb *const verbs[] = {
-	&verb_start,	&verb_shell,	  &verb_stop,	  &verb_list,	   &verb_delete,
-	&verb_create,	&verb_restart,	  &verb_port,	  &verb_copy,	   &verb_show_ssh,
-	&verb_protect,	&verb_unprotect,  &verb_factory_reset, &verb_prune, &verb_validate,
-	&verb_info,	&verb_completion, &verb_help,	  &verb_hostagent, &verb_complete,
-	&verb_generate_doc, NULL,
+	&verb_start, &verb_shell, &verb_stop, &verb_list, &verb_delete, &verb_edit,
+	&verb_create, &verb_restart, &verb_port, &verb_copy, &verb_show_ssh,
+	&verb_protect, &verb_unprotect, &verb_factory_reset, &verb_prune,
+	&verb_validate, &verb_info, &verb_completion, &verb_help, &verb_hostagent,
+	&verb_complete, &verb_generate_doc, NULL,
 };
 
 const struct flag global_flags[] = {

@@ -197,6 +197,38 @@ nothing_was_made() {
 	nothing_was_made
 }
 
+@test "edit, by flags and in an editor, refuses what would break it" {
+	mkdir -p "$LIMA_HOME/text"
+	local yaml=$LIMA_HOME/text/lima.yaml
+	printf '# mine\nimages: [{location: "mmdebstrap:bookworm"}]\ndisk: 20GiB\n' > "$yaml"
+	limactl edit text --cpus 3 --set '.env.A = "b"'
+	grep -q '^# mine' "$yaml" && grep -q '^cpus: 3' "$yaml"
+	run limactl edit text --disk 10
+	fails_with 1 "cannot shrink"
+	run limactl edit text --tty=false
+	fails_with 1 "--set"
+	run limactl edit text --cpus 3
+	fails_with 0 "nothing was changed"
+
+	cd "$BATS_TEST_TMPDIR"
+	in_editor() { EDITOR=$1 script -qec "limactl edit text" /dev/null </dev/null; }
+	run in_editor "sed -i s/^cpus.*/cpus:\ 5/"
+	fails_with 0 "was changed"
+	grep -q '^cpus: 5' "$yaml" && [[ $(head -n1 "$yaml") == "# mine" ]]
+	run in_editor "sed -i s/^cpus.*/cpus:\ lots/"
+	fails_with 1 "lima.REJECTED.yaml"
+	grep -q '^cpus: lots' lima.REJECTED.yaml && grep -q '^cpus: 5' "$yaml"
+	run in_editor "truncate -s 0"
+	fails_with 1 "nothing was changed"
+	run in_editor false
+	fails_with 1 "nothing was changed"
+
+	limactl edit ./lima.REJECTED.yaml --cpus 1
+	grep -q '^cpus: 1' lima.REJECTED.yaml
+	limactl delete text
+	nothing_was_made
+}
+
 @test "list writes JSON, YAML and templates of the same" {
 	mkdir -p "$LIMA_HOME/view"
 	echo 'images: [{location: "mmdebstrap:bookworm"}]' > "$LIMA_HOME/view/lima.yaml"
