@@ -99,7 +99,7 @@ static int find_format(const char *name, size_t *ret, struct error *err)
 static int show(const struct instance *inst, const char *format, struct error *err)
 {
 	struct ssh_target t;
-	size_t which;
+	size_t which = 0;
 	int rc;
 
 	if (find_format(format, &which, err) < 0)
