@@ -6,7 +6,6 @@
 #include "lib/base/strv.h"
 #include "lib/config/emit.h"
 #include "lib/config/expr.h"
-#include "lib/config/node.h"
 #include "lib/store/layout.h"
 
 static json_t *string_list(const struct strv *v)
@@ -67,21 +66,11 @@ json_t *instance_view_json(const struct instance *inst)
 	return o;
 }
 
-/* --- YAML ------------------------------------------------------------------------ */
-
 int instance_view_yaml(const json_t *view, struct buf *ret, struct error *err)
 {
-	scoped_node_pool struct node_pool *pool = node_pool_new();
 	scoped_free char *json = json_dumps(view, JSON_COMPACT);
-	struct node *root = NULL;
 
-	/* JSON is YAML */
-	if (node_parse(pool, "instance", json, strlen(json), &root, err) < 0)
-		return err->code;
-	buf_add_str(ret, "---\n");
-	for (size_t i = 0; i < root->n_items; i++)
-		emit_entry(root->items[i]->key, root->items[i], 0, ret);
-	return 0;
+	return emit_json(json, strlen(json), ret, err);
 }
 
 /* --- templates ------------------------------------------------------------------- */

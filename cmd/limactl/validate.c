@@ -5,10 +5,11 @@
 #include "cmd/limactl/template_arg.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "lib/config/emit.h"
 #include "lib/store/layout.h"
 
 static const struct flag flags[] = {
-	{ "fill", 0, FLAG_BOOL, NULL, "print the result with all defaults, as JSON (which is YAML)", false },
+	{ "fill", 0, FLAG_BOOL, NULL, "print the result with all defaults, as YAML", false },
 	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
 };
 
@@ -26,8 +27,13 @@ static int validate(const char *word, void *arg, struct error *err)
 	if (template_arg_read(word, v->home, NULL, &t, err) < 0 ||
 	    template_arg_check(&t, v->home, t.name ? t.name : "default", &config, err) < 0)
 		return err->code;
-	if (v->fill)
-		printf("---\n%s\n", buf_str(&config->json));
+	if (v->fill) {
+		scoped_buf struct buf yaml = { 0 };
+
+		if (emit_json(buf_str(&config->json), config->json.len, &yaml, err) < 0)
+			return err->code;
+		fputs(buf_str(&yaml), stdout);
+	}
 	log_info("`%s`: OK", word);
 	return 0;
 }

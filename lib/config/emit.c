@@ -202,3 +202,16 @@ void emit_item(const struct node *item, unsigned indent, struct buf *out)
 		buf_add(out, entry.data, entry.len);
 	}
 }
+
+int emit_json(const char *json, size_t len, struct buf *out, struct error *err)
+{
+	scoped_node_pool struct node_pool *pool = node_pool_new();
+	struct node *root = NULL;
+
+	if (node_parse(pool, "JSON", json, len, &root, err) < 0)
+		return err->code;
+	buf_add_str(out, "---\n");
+	for (size_t i = 0; i < root->n_items; i++)
+		emit_entry(root->items[i]->key, root->items[i], 0, out);
+	return 0;
+}

@@ -18,5 +18,8 @@ void emit_entry(const char *key, const struct node *value, unsigned indent, stru
 /* "- item\n", or the item's lines. */
 void emit_item(const struct node *item, unsigned indent, struct buf *out);
 
+/* A JSON object, which is YAML, written as people write YAML, "---\n" first. */
+int emit_json(const char *json, size_t len, struct buf *out, struct error *err);
+
 /* A text as a scalar on one line, quoted if it must be. */
 void emit_text(const char *s, struct buf *out);

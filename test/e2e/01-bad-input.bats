@@ -229,6 +229,14 @@ nothing_was_made() {
 	nothing_was_made
 }
 
+@test "what validate fills in is a configuration itself" {
+	limactl validate --fill template:debian-local 2>/dev/null > "$BATS_TEST_TMPDIR/filled.yaml"
+	grep -q '^disk: 100GiB' "$BATS_TEST_TMPDIR/filled.yaml"
+	run limactl validate "$BATS_TEST_TMPDIR/filled.yaml"
+	fails_with 0 "OK"
+	limactl validate --fill "$BATS_TEST_TMPDIR/filled.yaml" 2>/dev/null | diff "$BATS_TEST_TMPDIR/filled.yaml" -
+}
+
 @test "list writes JSON, YAML and templates of the same" {
 	mkdir -p "$LIMA_HOME/view"
 	echo 'images: [{location: "mmdebstrap:bookworm"}]' > "$LIMA_HOME/view/lima.yaml"
