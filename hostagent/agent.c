@@ -28,6 +28,10 @@ static const struct agent_waits default_waits = {
 	.probe_ms = 600 * 1000,
 	.ports_ms = 60 * 1000,
 	.no_agent_ms = 5 * 1000,
+	.ssh_boot_ms = 120 * 1000,
+	.ssh_agent_ms = 15 * 1000,
+	.ssh_again_ms = 2 * 1000,
+	.replug_ms = 10 * 1000,
 };
 
 /* --- the steps ----------------------------------------------------------- */
@@ -257,6 +261,10 @@ static void set_waits(struct agent *a)
 	TAKE(probe_ms);
 	TAKE(ports_ms);
 	TAKE(no_agent_ms);
+	TAKE(ssh_boot_ms);
+	TAKE(ssh_agent_ms);
+	TAKE(ssh_again_ms);
+	TAKE(replug_ms);
 #undef TAKE
 }
 

@@ -29,6 +29,10 @@ struct agent_waits {		/* 0: the default */
 	unsigned probe_ms;	/* each user probe; 10 min */
 	unsigned ports_ms;	/* for the agent's list of ports; 60 s */
 	unsigned no_agent_ms;	/* sshd answers, the agent does not: go on; 5 s */
+	unsigned ssh_boot_ms;	/* ssh.overVsock: power on to a way to sshd; 2 min */
+	unsigned ssh_agent_ms;	/* … from the agent's first word; 15 s */
+	unsigned ssh_again_ms;	/* … when the port could not be had; 2 s */
+	unsigned replug_ms;	/* a vsock device that stays down; 10 s, then longer */
 };
 
 struct agent_options {

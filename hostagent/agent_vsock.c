@@ -19,12 +19,8 @@
 
 enum {
 	GUEST_CID = 3,			/* each instance has a vsock of its own */
-	REPLUG_FIRST_MS = 10 * 1000,	/* after a guest that did not let go, or a device that
+	REPLUG_MAX_MS = 300 * 1000,	/* after a guest that did not let go, or a device that
 					 * went down and stays so */
-	REPLUG_MAX_MS = 300 * 1000,
-	PATIENCE_BOOT_MS = 120 * 1000,	/* for a way to sshd, from power-on … */
-	PATIENCE_LINK_MS = 15 * 1000,	/* … and with the guest agent there */
-	SSH_AGAIN_MS = 2000,		/* the port could not be had */
 };
 
 enum ssh_at { SSH_NOWHERE, SSH_AT_VSOCK, SSH_AT_NETWORK };
@@ -113,7 +109,7 @@ static void on_forward_on(void *arg, const struct error *err)
 
 	if (err->code && driver_runs(v)) {
 		log_warn("agent: ssh over the VM's network: %s; trying again", err->msg);
-		have_patience(v, SSH_AGAIN_MS);
+		have_patience(v, v->a->waits.ssh_again_ms);
 	} else if (!err->code && driver_runs(v)) {
 		events_notice(v->a->events,
 			      "ssh.overVsock: no way to the guest's sshd by its vsock; ssh goes "
@@ -165,7 +161,7 @@ static void on_forward_off(void *arg, const struct error *err)
 		ssh_moved(v, SSH_NOWHERE);
 	} else if (failed.code || listen_ssh(v, &failed) < 0) {
 		log_warn("agent: ssh over the vsock: %s", failed.msg);
-		have_patience(v, SSH_AGAIN_MS);
+		have_patience(v, v->a->waits.ssh_again_ms);
 		ssh_moved(v, SSH_NOWHERE);
 	} else {
 		ssh_moved(v, SSH_AT_VSOCK);
@@ -202,7 +198,7 @@ static void judge_ssh(struct agent_vsock *v)
 	} else if (v->ssh_at != SSH_AT_NETWORK && v->impossible) {
 		ssh_to_network(v);
 	} else if (v->ssh_at != SSH_AT_NETWORK && !uv_is_active((uv_handle_t *)&v->patience)) {
-		have_patience(v, link_is_up(v) ? PATIENCE_LINK_MS : PATIENCE_BOOT_MS);
+		have_patience(v, link_is_up(v) ? v->a->waits.ssh_agent_ms : v->a->waits.ssh_boot_ms);
 	}
 }
 
@@ -316,7 +312,7 @@ static void on_up(void *arg)
 	if (may_tell())
 		log_info("agent: vsock: the guest's driver runs");
 	v->up = v->was_up = true;
-	v->replug_ms = REPLUG_FIRST_MS;
+	v->replug_ms = v->a->waits.replug_ms;
 	uv_timer_stop(&v->replug);
 	lane_vsock_set_device(v->lane, true);
 	if (v->ssh)
@@ -373,7 +369,7 @@ void agent_vsock_started(struct agent *a)
 	if (listen_ssh(v, &err) < 0) {
 		log_warn("agent: %s", err.msg);
 		v->ssh_at = SSH_NOWHERE;
-		have_patience(v, SSH_AGAIN_MS);
+		have_patience(v, v->a->waits.ssh_again_ms);
 	}
 	judge_ssh(v);
 }
@@ -394,12 +390,12 @@ void agent_vsock_link_is_ready(struct agent *a)
 	v->agent_port = guest_link_info(a->link)->relay_port;
 	lane_vsock_set_agent(v->lane, v->agent_port);
 	if (uv_is_active((uv_handle_t *)&v->patience) && !has_way_to_sshd(v))
-		have_patience(v, PATIENCE_LINK_MS);
+		have_patience(v, v->a->waits.ssh_agent_ms);
 	judge_ssh(v);
 	/* a guest that did not let go while it booted does now */
 	if (!v->up && !v->changing && uv_is_active((uv_handle_t *)&v->replug)) {
 		uv_timer_stop(&v->replug);
-		v->replug_ms = REPLUG_FIRST_MS;
+		v->replug_ms = v->a->waits.replug_ms;
 		replug_later(v);
 	}
 }
@@ -526,7 +522,7 @@ void agent_vsock_run(void *ctx, struct steps *s)
 	uv_timer_init(&a->loop.uv, &v->replug);
 	uv_timer_init(&a->loop.uv, &v->patience);
 	v->replug.data = v->patience.data = v;
-	v->replug_ms = REPLUG_FIRST_MS;
+	v->replug_ms = v->a->waits.replug_ms;
 	make_users(v);
 	a->vsock = v;
 	if (a->adopted)

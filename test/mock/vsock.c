@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "lib/base/mem.h"
 
@@ -145,6 +146,57 @@ void mock_vsock_break(struct vsock *v, bool idle_only, int code)
 			schedule(c);
 		}
 }
+
+/* --- the device ---------------------------------------------------------------- */
+
+struct vsock *mock_vsock_next;
+
+int vsock_new(const struct vsock_options *opts, int listen_fd, struct vsock **ret,
+	      struct error *err)
+{
+	struct vsock *v = mock_vsock_next;
+
+	mock_vsock_init(v, opts->loop);
+	v->up = false;
+	v->o = *opts;
+	v->listen_fd = listen_fd;
+	*ret = v;
+	return 0;
+}
+
+void mock_vsock_set_up(struct vsock *v, bool up)
+{
+	struct error why = { 0 };
+
+	v->up = up;
+	if (up) {
+		v->o.up(v->o.arg);
+		return;
+	}
+	while (v->conns)
+		end(v->conns, -ECANCELED);
+	error_set(&why, -ECANCELED, "mock vsock: down");
+	v->o.down(v->o.arg, &why);
+}
+
+void vsock_guest_was_reset(struct vsock *v)
+{
+	v->guest_resets++;
+}
+
+void vsock_get_stats(const struct vsock *v, struct vsock_stats *ret)
+{
+	*ret = (struct vsock_stats){ .connections = v->now };
+}
+
+void vsock_close(struct vsock *v, void (*closed)(void *arg), void *arg)
+{
+	assert(!v->conns);
+	close(v->listen_fd);
+	loop_post(v->loop, closed, arg);
+}
+
+/* --- connections --------------------------------------------------------------- */
 
 bool vsock_is_up(const struct vsock *v)
 {

@@ -25,6 +25,9 @@ struct vsock {
 	enum mock_vsock_mode mode; /* of connections made from now on */
 	uint32_t reply_error;      /* of the agent to a hello */
 	bool no_reply;             /* the agent says nothing */
+	struct vsock_options o; /* of vsock_new() */
+	int listen_fd;
+	unsigned guest_resets;
 	uint32_t plain_port;       /* a server of the guest's own, without hello; 0: none */
 	enum mock_vsock_mode plain_mode;
 	unsigned connects, relays, resets, now, open; /* calls seen; alive; of these opened */
@@ -34,5 +37,9 @@ struct vsock {
 };
 
 void mock_vsock_init(struct vsock *v, struct loop *loop);
+/* What vsock_new() gives out; one at a time. */
+extern struct vsock *mock_vsock_next;
+/* With the callback; connections end first. */
+void mock_vsock_set_up(struct vsock *v, bool up);
 /* All connections (@idle_only: those without a client) end with @code. */
 void mock_vsock_break(struct vsock *v, bool idle_only, int code);
