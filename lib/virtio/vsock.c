@@ -49,16 +49,14 @@ static void check_rings(struct vsock *v)
 
 static void turn(struct vsock *v)
 {
-	bool more, full;
+	bool more;
 
 	if (v->closing)
 		return;
 	uv_idle_stop(&v->more);
 	v->in_turn = true;
 	more = from_guest(v, TURN_BYTES);
-	full = v->n_replies == REPLIES_MAX;	/* then the guest was not heard out */
 	more |= to_guest(v, TURN_BYTES);
-	more |= full && v->n_replies < REPLIES_MAX;
 	check_rings(v);
 	deliver(v);
 	/* what the callbacks asked for */

@@ -21,6 +21,10 @@ struct run {				/* payload of packets in a row */
 
 static void end_to_client(struct vsock_conn *c)
 {
+	if (c->guest_eof && c->prologue_have < c->prologue_len) {
+		conn_end(c, -ECONNRESET, "the guest ended before its answer", true);
+		return;
+	}
 	if (!c->guest_eof || c->client_shut || c->buf.len || !c->judged || c->fd < 0)
 		return;
 	shutdown(c->fd, SHUT_WR);	/* ENOTCONN: it is gone, and its event is coming */
@@ -405,8 +409,9 @@ bool from_guest(struct vsock *v, uint32_t budget)
 {
 	uint32_t done = 0;
 
-	/* with many answers waiting for receive buffers, the guest waits as well */
-	while (vsock_running(v) && v->n_replies < REPLIES_MAX) {
+	/* However many answers wait for receive buffers: Linux takes nothing from us while
+	 * too many of its own wait for us (virtio_transport_more_replies). */
+	while (vsock_running(v)) {
 		unsigned have;
 
 		if (done >= budget)

@@ -241,7 +241,7 @@ static uint32_t do_one(struct vsock *v, unsigned have)
 {
 	struct vsock_conn *c;
 
-	/* answers first: while many wait, what the guest sends is left standing */
+	/* answers first: there is room for so many, and a close() waits for 8 s only */
 	if (v->n_replies) {
 		push_reply(v);
 		return VSOCK_PACKET_HEADER;

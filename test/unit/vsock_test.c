@@ -409,6 +409,11 @@ static void test_vsock_a_silent_guest_times_out(void **state)
 	fx_stop(&fx);
 }
 
+static bool never(void *arg)
+{
+	return false;
+}
+
 /* One that lingers, for longer, waits on the same timer. */
 static void test_vsock_a_silent_guest_times_out_beside_one_that_lingers(void **state)
 {
@@ -420,6 +425,7 @@ static void test_vsock_a_silent_guest_times_out_beside_one_that_lingers(void **s
 	shutdown(lingers.far, SHUT_WR);
 	assert_true(until(&fx, has_ended, &lingers));
 	assert_int_equal(lingers.code, 0);
+	until_ms(&fx, never, NULL, 3 * limits.connect_ms);	/* the timer is for lingering now */
 	client_connect(&fx, &silent, GUEST_SILENT);
 	assert_true(until_ms(&fx, has_ended, &silent, limits.close_ms / 2));
 	assert_int_equal(silent.code, -ETIMEDOUT);
@@ -911,6 +917,39 @@ static void test_vsock_a_guest_deaf_to_the_hello_is_reset(void **state)
 	fx_stop(&fx);
 }
 
+static void test_vsock_no_answer_before_the_end_is_a_reset(void **state)
+{
+	struct client c = { .relay = { .prologue_len = 8, .prologue = on_prologue } };
+
+	fx_start(&fx, NULL);
+	client_connect(&fx, &c, GUEST_HALF);
+	finish(&c, -ECONNRESET);
+	fx_stop(&fx);
+}
+
+static void many_strays(struct vsock_guest *g, void *arg)
+{
+	vsock_guest_connect(g);
+	vsock_guest_boot(g);
+	for (unsigned i = 0; i < 5000; i++)
+		vsock_guest_say(g, VSOCK_OP_SHUTDOWN, 77, 88, 2);
+	for (unsigned i = 0; g->n_waiting; i++) {
+		assert_true(i < DEADLINE_MS / 5);
+		if (!vsock_guest_step(g))
+			vsock_guest_wait(g, 5);
+	}
+	vsock_guest_hang_up(g);
+}
+
+/* A guest with much to say does not listen meanwhile (virtio_transport_more_replies). */
+static void test_vsock_answers_nobody_takes_do_not_stop_the_device(void **state)
+{
+	fx_open(&fx, NULL);
+	vsock_guest_run(&fx.guest, many_strays, NULL);
+	assert_true(until(&fx, script_done, &fx));
+	fx_stop(&fx);
+}
+
 static void other_interrupts(struct vsock_guest *g, void *arg)
 {
 	static const uint32_t set_vring_call[] = { 13, 1, 8, 0, 0 };
@@ -984,6 +1023,8 @@ int main(void)
 		cmocka_unit_test(test_vsock_bad_rings_stop_the_device),
 		cmocka_unit_test(test_vsock_a_broken_receive_ring_leaves_the_loop_at_rest),
 		cmocka_unit_test(test_vsock_a_guest_deaf_to_the_hello_is_reset),
+		cmocka_unit_test(test_vsock_no_answer_before_the_end_is_a_reset),
+		cmocka_unit_test(test_vsock_answers_nobody_takes_do_not_stop_the_device),
 		cmocka_unit_test(test_vsock_a_new_interrupt_is_raised_once),
 		cmocka_unit_test(test_vsock_packets_of_no_connection_are_reset),
 	};
