@@ -19,6 +19,7 @@
 
 enum {
 	GUEST_CID = 3,			/* each instance has a vsock of its own */
+	TELL_LANE_MS = 10 * 1000,	/* a guest may let it come and go all day long */
 	REPLUG_MAX_MS = 300 * 1000,	/* after a guest that did not let go, or a device that
 					 * went down and stays so */
 };
@@ -32,6 +33,8 @@ struct agent_vsock {		/* refs: handles, device, lane, ssh, a change under way */
 	char *path;
 	struct unix_id socket_id;
 	bool up, lane_usable;
+	bool lane_told;			/* what the newest event said */
+	uv_timer_t tell_lane;		/* runs from one event to when the next may be */
 	uint32_t agent_port;		/* of its relay; 0: none */
 	struct error down_why;
 
@@ -96,10 +99,24 @@ static void have_patience(struct agent_vsock *v, unsigned ms)
 	uv_timer_start(&v->patience, on_patience, ms, 0);
 }
 
+static void tell_ssh(struct agent_vsock *v)
+{
+	scoped_free char *addr = xasprintf("127.0.0.1:%u", v->a->ssh_port);
+
+	if (v->ssh_at == SSH_AT_VSOCK)
+		events_vsock(v->a->events, "started", addr, SSH_VSOCK_PORT, "");
+	else if (v->ssh_at == SSH_AT_NETWORK)
+		events_vsock(v->a->events, "skipped", addr, 0,
+			     v->impossible ? "the machine has no vsock" :
+					     "no way to the guest's sshd by its vsock");
+}
+
 static void ssh_moved(struct agent_vsock *v, enum ssh_at at)
 {
 	v->ssh_moving = false;
 	v->ssh_at = at;
+	if (driver_runs(v))
+		tell_ssh(v);
 	unref(v);
 }
 
@@ -339,6 +356,24 @@ static void on_down(void *arg, const struct error *why)
 	judge_ssh(v);
 }
 
+static void on_tell_lane(uv_timer_t *t);
+
+static void tell_lane(struct agent_vsock *v)
+{
+	if (v->lane_told == v->lane_usable || !driver_runs(v))
+		return;
+	v->lane_told = v->lane_usable;
+	events_vsock(v->a->events, v->lane_told ? "lane-up" : "lane-down", "",
+		     v->lane_told ? v->agent_port : 0,
+		     v->lane_told ? "" : "forwards go through gRPC");
+	uv_timer_start(&v->tell_lane, on_tell_lane, TELL_LANE_MS, 0);
+}
+
+static void on_tell_lane(uv_timer_t *t)
+{
+	tell_lane(t->data);
+}
+
 static void on_lane_changed(void *arg, struct lane *lane, bool usable)
 {
 	struct agent_vsock *v = arg;
@@ -349,6 +384,8 @@ static void on_lane_changed(void *arg, struct lane *lane, bool usable)
 		forward_set_lane(v->a->forward, CONFIG_LANE_VSOCK, usable ? lane : NULL);
 	if (usable && v->ssh)
 		ssh_vsock_try_again(v->ssh);
+	if (!uv_is_active((uv_handle_t *)&v->tell_lane))
+		tell_lane(v);
 }
 
 /* --- what the rest of the agent tells ------------------------------------------------------ */
@@ -363,6 +400,8 @@ void agent_vsock_started(struct agent *a)
 	v->impossible = !a->driver_info.vsock;
 	if (v->impossible || !v->ssh) {
 		v->ssh_at = SSH_AT_NETWORK;	/* the driver saw to it */
+		if (v->ssh)
+			tell_ssh(v);
 		return;
 	}
 	v->ssh_at = SSH_AT_VSOCK;
@@ -371,6 +410,7 @@ void agent_vsock_started(struct agent *a)
 		v->ssh_at = SSH_NOWHERE;
 		have_patience(v, v->a->waits.ssh_again_ms);
 	}
+	tell_ssh(v);
 	judge_ssh(v);
 }
 
@@ -518,10 +558,11 @@ void agent_vsock_run(void *ctx, struct steps *s)
 		steps_done(s, "");
 		return;
 	}
-	v->refs = 3;	/* the device, two timers */
+	v->refs = 4;	/* the device, three timers */
 	uv_timer_init(&a->loop.uv, &v->replug);
 	uv_timer_init(&a->loop.uv, &v->patience);
-	v->replug.data = v->patience.data = v;
+	uv_timer_init(&a->loop.uv, &v->tell_lane);
+	v->replug.data = v->patience.data = v->tell_lane.data = v;
 	v->replug_ms = v->a->waits.replug_ms;
 	make_users(v);
 	a->vsock = v;
@@ -542,6 +583,7 @@ void agent_vsock_undo(void *ctx, struct steps *s)
 	v->closing = true;
 	uv_close((uv_handle_t *)&v->replug, on_handle_closed);
 	uv_close((uv_handle_t *)&v->patience, on_handle_closed);
+	uv_close((uv_handle_t *)&v->tell_lane, on_handle_closed);
 	if (v->ssh)
 		ssh_vsock_close(v->ssh, on_closed, v);
 	lane_vsock_close(v->lane, on_closed, v);

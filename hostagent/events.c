@@ -241,6 +241,20 @@ void events_port(struct events *e, const struct forward_event *ev)
 	emit(e, status);
 }
 
+void events_vsock(struct events *e, const char *type, const char *host_addr, uint32_t vsock_port,
+		  const char *reason)
+{
+	json_t *status = status_new(e), *vsock = json_object();
+
+	set_text(vsock, "type", type);
+	set_text(vsock, "hostAddr", host_addr);
+	if (vsock_port)
+		json_object_set_new(vsock, "vsockPort", json_integer(vsock_port));
+	set_text(vsock, "reason", reason);
+	json_object_set_new(status, "vsock", vsock);
+	emit(e, status);
+}
+
 unsigned events_subscribe(struct events *e, void (*fn)(void *arg, const char *line), void *arg)
 {
 	char *line = line_of(status_new(e));

@@ -31,6 +31,10 @@ void events_step(struct events *e, const char *name, enum step_state state, uint
 		 const char *detail, const char *error);
 void events_notice(struct events *e, const char *text);
 void events_port(struct events *e, const struct forward_event *ev);
+/* @type: Lima's "started", "skipped" about ssh over the vsock; ours "lane-up",
+ * "lane-down" about forwards. @host_addr, @reason: "" for none, @vsock_port: 0. */
+void events_vsock(struct events *e, const char *type, const char *host_addr, uint32_t vsock_port,
+		  const char *reason);
 /* @fn gets each line (without newline) from now on; one line of the current
  * status is delivered at once. Returns an id for unsubscribe. */
 unsigned events_subscribe(struct events *e, void (*fn)(void *arg, const char *line), void *arg);

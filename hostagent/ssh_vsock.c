@@ -11,7 +11,6 @@
 #include "lib/virtio/vsock.h"
 
 enum {
-	SSHD_VSOCK_PORT = 22,	/* systemd-ssh-generator(8) */
 	WAIT_MS = 10 * 1000,
 	LOOK_MS = 250,		/* has somebody waited long enough */
 	ACCEPT_BATCH = 16,
@@ -216,9 +215,9 @@ static void client_try(struct client *c)
 
 	if (!c->s->up) {
 		client_wait(c);
-	} else if (vsock_connect(c->s->o.vsock, SSHD_VSOCK_PORT, &cb, &c->vsock, &err) < 0) {
+	} else if (vsock_connect(c->s->o.vsock, SSH_VSOCK_PORT, &cb, &c->vsock, &err) < 0) {
 		c->vsock = NULL;
-		log_debug("ssh: vsock port %d: %s", SSHD_VSOCK_PORT, err.msg);
+		log_debug("ssh: vsock port %d: %s", SSH_VSOCK_PORT, err.msg);
 		client_wait(c);
 	}
 }

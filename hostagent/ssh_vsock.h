@@ -25,6 +25,8 @@
 struct vsock;
 struct ssh_vsock;
 
+enum { SSH_VSOCK_PORT = 22 };	/* systemd-ssh-generator(8) */
+
 struct ssh_vsock_options {
 	struct loop *loop;
 	struct vsock *vsock;	/* borrowed, as is the lane */

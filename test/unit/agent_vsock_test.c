@@ -274,6 +274,8 @@ static void test_agent_vsock_lane_needs_device_and_agent(void **state)
 	mock_vsock_set_up(&fx.vsock, true);
 	agent_comes(RELAY_VSOCK_PORT);
 	WAIT_FOR(info_says("lane"));
+	assert_true(was_told("\"vsock\":{\"type\":\"lane-up\",\"vsockPort\":"));
+	assert_false(was_told("lane-down"));	/* it was for a moment: not worth an event */
 	link_info.relay_port = 0;	/* an agent without a relay came */
 	agent_vsock_link_changed(&fx.a);
 	assert_false(info_says("lane"));
@@ -387,6 +389,8 @@ static void test_agent_vsock_ssh_goes_to_the_network_and_back(void **state)
 	assert_true(port_is_open());
 	WAIT_FOR(asked("unforward forward"));
 	WAIT_FOR(was_told("ssh.overVsock: no way to the guest's sshd by its vsock"));
+	assert_true(was_told("\"type\":\"skipped\""));
+	strv_done(&fx.notices);
 	assert_false(info_says("ssh"));
 	assert_false(port_is_open());	/* QEMU's by now, were it one */
 	/* the guest's driver comes late, with an agent that relays */
@@ -395,6 +399,7 @@ static void test_agent_vsock_ssh_goes_to_the_network_and_back(void **state)
 	WAIT_FOR(asked("unforward forward unforward"));
 	WAIT_FOR(info_says("ssh"));
 	assert_true(port_is_open());
+	assert_true(was_told("\"vsock\":{\"type\":\"started\",\"hostAddr\":\"127.0.0.1:"));
 	stop();
 }
 
@@ -437,6 +442,7 @@ static void test_agent_vsock_ssh_without_a_device(void **state)
 	agent_comes(0);
 	turn(50);
 	assert_asked("");
+	assert_true(was_told("\"type\":\"skipped\""));
 	stop();
 }
 
