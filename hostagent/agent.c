@@ -10,6 +10,7 @@
 
 #include "hostagent/agent_impl.h"
 #include "lib/base/log.h"
+#include "lib/base/log_file.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 #include "lib/store/layout.h"
@@ -107,6 +108,7 @@ static void on_down(void *ctx, const struct error *why)
 	agent_guest_done(a);
 	for (size_t i = 0; i < ARRAY_SIZE(a->signals); i++)
 		uv_close((uv_handle_t *)&a->signals[i], NULL);
+	uv_close((uv_handle_t *)&a->logs, NULL);
 	control_close(a->control, on_control_closed, a);
 	agent_ports_done(a);	/* its readers went with control */
 }
@@ -141,6 +143,31 @@ static void watch_signals(struct agent *a)
 		uv_signal_start(&a->signals[i], on_signal, wanted[i]);
 		uv_unref((uv_handle_t *)&a->signals[i]);
 	}
+}
+
+/* --- logs that grow ------------------------------------------------------ */
+
+/* What a guest may make us say has a bound by the second only. */
+static void on_logs_timer(uv_timer_t *timer)
+{
+	static const enum instance_file files[] = { FILE_HA_STDOUT, FILE_HA_STDERR };
+	struct agent *a = timer->data;
+
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		scoped_free char *path = layout_instance_file(a->dir, files[i]);
+		struct error err = ERROR_NONE;
+
+		if (log_file_trim(path, LOG_FILE_MAX_BYTES, LOG_FILE_KEEP_BYTES, "", &err) < 0)
+			log_warn_limited("agent: %s, ignoring", err.msg);
+	}
+}
+
+static void watch_logs(struct agent *a)
+{
+	uv_timer_init(&a->loop.uv, &a->logs);
+	a->logs.data = a;
+	uv_timer_start(&a->logs, on_logs_timer, LOG_FILE_LOOK_MS, LOG_FILE_LOOK_MS);
+	uv_unref((uv_handle_t *)&a->logs);
 }
 
 /* --- ha.sock ------------------------------------------------------------- */
@@ -306,6 +333,7 @@ static int run(struct agent *a, struct error *err)
 		return err->code;
 	}
 	watch_signals(a);
+	watch_logs(a);
 	agent_guest_init(a);
 	a->steps = steps_new(&a->loop, &so);
 	events_set_ssh_port(a->events, a->ssh_port);

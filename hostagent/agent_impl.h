@@ -30,6 +30,7 @@ struct agent {
 
 	struct loop loop;
 	uv_signal_t signals[3];
+	uv_timer_t logs;		/* looks whether ours have outgrown their bound */
 	struct events *events;
 	struct control *control;
 	struct steps *steps;

@@ -110,6 +110,15 @@ static void take_line(struct follow *f, const char *line, size_t len)
 	json_decref(root);
 }
 
+/* A log that outgrew its bound begins anew (lib/base/log_file.h). */
+static void go_on_behind_cut(struct follow *f)
+{
+	struct stat st;
+
+	if (fstat(f->log_fd, &st) == 0 && lseek(f->log_fd, 0, SEEK_CUR) > st.st_size)
+		lseek(f->log_fd, 0, SEEK_END);
+}
+
 /* Everything that is in the log by now. */
 static void read_log(struct follow *f)
 {
@@ -118,6 +127,8 @@ static void read_log(struct follow *f)
 	for (;;) {
 		ssize_t n = read(f->log_fd, buf_reserve(&f->pending, 16384), 16384);
 
+		if (n == 0)
+			go_on_behind_cut(f);
 		if (n <= 0)
 			break;
 		f->pending.len += (size_t)n;

@@ -3,8 +3,8 @@
 
 #include "drivers/qemu/args.h"
 #include "drivers/qemu/driver_impl.h"
-#include "drivers/qemu/log_file.h"
 #include "lib/base/log.h"
+#include "lib/base/log_file.h"
 #include "lib/base/mem.h"
 
 enum { ROOM_CHECK_MS = 5000 };
@@ -36,7 +36,8 @@ static void on_logs_timer(uv_timer_t *timer)
 		scoped_free char *path = vm_file(vm, files[i]);
 		struct error err = ERROR_NONE;
 
-		if (log_file_trim(path, LOG_FILE_MAX_BYTES, LOG_FILE_KEEP_BYTES, &err) < 0)
+		if (log_file_trim(path, LOG_FILE_MAX_BYTES, LOG_FILE_KEEP_BYTES,
+				  "[… earlier lines were dropped]\n", &err) < 0)
 			log_warn_limited("driver: %s, ignoring", err.msg);
 	}
 }

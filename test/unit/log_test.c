@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,7 +10,9 @@
 #include <cmocka.h>
 
 #include "lib/base/log.h"
+#include "lib/base/log_file.h"
 #include "lib/base/mem.h"
+#include "lib/base/path.h"
 
 /* What log_write() sends to stderr. */
 static void logged(enum log_format format, enum log_level level, const char *msg, char *out, size_t size)
@@ -82,6 +85,39 @@ static void test_log_limit_lets_five_pass(void **state)
 	assert_int_equal(l.dropped, 95);
 }
 
+/* A writer as QEMU is one: with O_APPEND, and going on behind our cut. */
+static void test_log_file_is_cut_under_its_writer(void **state)
+{
+	enum { LIMIT = 64 << 10, KEEP = 4 << 10 };
+	static const char note[] = "[… earlier lines were dropped]\n";
+	char path[] = "/tmp/lima-log-XXXXXX", line[64];
+	scoped_fd int fd = mkstemp(path);
+	scoped_buf struct buf b = { 0 };
+	struct error err = ERROR_NONE;
+
+	fcntl(fd, F_SETFL, O_APPEND);
+	assert_int_equal(log_file_trim("/tmp/lima-no-such-log", LIMIT, KEEP, note, &err), 0);
+	assert_int_equal(write(fd, "few\n", 4), 4);
+	assert_int_equal(log_file_trim(path, LIMIT, KEEP, note, &err), 0);
+	assert_int_equal(lseek(fd, 0, SEEK_END), 4);
+	for (int i = 0; i < 4096; i++) {
+		int n = snprintf(line, sizeof(line), "line %04d of what the guest says\n", i);
+
+		assert_int_equal(write(fd, line, (size_t)n), n);
+	}
+	assert_int_equal(log_file_trim(path, LIMIT, KEEP, note, &err), 0);
+	assert_int_equal(write(fd, "goes on\n", 8), 8);
+	assert_int_equal(path_read_file(path, LIMIT, &b, &err), 0);
+	assert_true(b.len > KEEP - sizeof(line) && b.len < KEEP + sizeof(line));
+	assert_memory_equal(b.data, note, strlen(note));
+	assert_memory_equal(b.data + strlen(note), "line ", 5);
+	assert_non_null(strstr(buf_str(&b), "line 4095 of what the guest says\ngoes on\n"));
+	unlink(path);
+	assert_int_equal(symlink("/etc/passwd", path), 0);
+	assert_true(log_file_trim(path, 1, 1, note, &err) < 0);
+	unlink(path);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -90,6 +126,7 @@ int main(void)
 		cmocka_unit_test(test_log_json_is_json_whatever_the_text),
 		cmocka_unit_test(test_log_plain_disarms_terminal_controls),
 		cmocka_unit_test(test_log_limit_lets_five_pass),
+		cmocka_unit_test(test_log_file_is_cut_under_its_writer),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

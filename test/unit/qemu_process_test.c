@@ -14,7 +14,6 @@
 
 #include <cmocka.h>
 
-#include "drivers/qemu/log_file.h"
 #include "drivers/qemu/process.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
@@ -215,39 +214,6 @@ static void test_process_adopt_gone(void **state)
 	finish(&s);
 }
 
-/* A writer as QEMU is one: with O_APPEND, and going on behind our cut. */
-static void test_log_file_is_cut_under_its_writer(void **state)
-{
-	enum { LIMIT = 64 << 10, KEEP = 4 << 10 };
-	static const char note[] = "[… earlier lines were dropped]\n";
-	char path[] = "/tmp/lima-log-XXXXXX", line[64];
-	scoped_fd int fd = mkstemp(path);
-	scoped_buf struct buf b = { 0 };
-	struct error err = ERROR_NONE;
-
-	fcntl(fd, F_SETFL, O_APPEND);
-	assert_int_equal(log_file_trim("/tmp/lima-no-such-log", LIMIT, KEEP, &err), 0);
-	assert_int_equal(write(fd, "few\n", 4), 4);
-	assert_int_equal(log_file_trim(path, LIMIT, KEEP, &err), 0);
-	assert_int_equal(lseek(fd, 0, SEEK_END), 4);
-	for (int i = 0; i < 4096; i++) {
-		int n = snprintf(line, sizeof(line), "line %04d of what the guest says\n", i);
-
-		assert_int_equal(write(fd, line, (size_t)n), n);
-	}
-	assert_int_equal(log_file_trim(path, LIMIT, KEEP, &err), 0);
-	assert_int_equal(write(fd, "goes on\n", 8), 8);
-	assert_int_equal(path_read_file(path, LIMIT, &b, &err), 0);
-	assert_true(b.len > KEEP - sizeof(line) && b.len < KEEP + sizeof(line));
-	assert_memory_equal(b.data, note, strlen(note));
-	assert_memory_equal(b.data + strlen(note), "line ", 5);
-	assert_non_null(strstr(buf_str(&b), "line 4095 of what the guest says\ngoes on\n"));
-	unlink(path);
-	assert_int_equal(symlink("/etc/passwd", path), 0);
-	assert_true(log_file_trim(path, 1, 1, &err) < 0);
-	unlink(path);
-}
-
 static void test_process_last_words_table(void **state)
 {
 	static const struct {
@@ -288,7 +254,6 @@ int main(void)
 		cmocka_unit_test(test_process_of_somebody_else),
 		cmocka_unit_test(test_process_adopt_gone),
 		cmocka_unit_test(test_process_last_words_table),
-		cmocka_unit_test(test_log_file_is_cut_under_its_writer),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
