@@ -41,6 +41,7 @@ struct lane_conn { /* refs: handles; owner: the set until it is done */
 	uint64_t deadline_ms;
 	unsigned refs;
 	bool open, finished, silence_is_refusal, heard;
+	bool unwatchable; /* the client's idle handle has news all the time */
 };
 
 /* --- the end ------------------------------------------------------------------ */
@@ -143,11 +144,14 @@ static void look_for(struct side *s, int events)
 static void conn_watch(struct lane_conn *c)
 {
 	struct side *client = &c->side[CLIENT], *guest = &c->side[GUEST];
+	int events;
 
 	if (c->finished)
 		return;
-	look_for(client, (client->eof || waiting(guest) ? 0 : UV_READABLE) |
-				 (waiting(client) ? UV_WRITABLE : 0));
+	events = (client->eof || waiting(guest) ? 0 : UV_READABLE) |
+		 (waiting(client) ? UV_WRITABLE : 0);
+	/* its reset must not go unseen; tcp_stream.c does the same */
+	look_for(client, events || c->unwatchable ? events : UV_PRIORITIZED);
 	look_for(guest, (guest->eof || waiting(client) ? 0 : UV_READABLE) |
 				(waiting(guest) ? UV_WRITABLE : 0));
 }
@@ -247,6 +251,7 @@ static void on_poll(uv_poll_t *poll, int status, int events)
 		conn_end(c, -errno, error_text(-errno));
 		return;
 	}
+	c->unwatchable |= (events & UV_PRIORITIZED) != 0;
 	if (events & UV_WRITABLE && waiting(s))
 		flush(c, s);
 	for (int i = 0; i < SOCKET_READS_PER_TURN; i++)

@@ -31,6 +31,7 @@ struct tcp_stream { /* owner: itself, until closed() or reset() and the handle i
 	bool shut;        /* … and sent */
 	bool lane_full;   /* reading stopped until `writable` */
 	bool lane_paused;
+	bool unwatchable; /* an idle handle has news all the time */
 	bool finished;
 	struct error why; /* how the lane ended */
 };
@@ -101,6 +102,10 @@ static void stream_watch(struct tcp_stream *s)
 	int events = (s->lane && !s->client_eof && !s->lane_full ? UV_READABLE : 0) |
 		     (waiting(s) ? UV_WRITABLE : 0);
 
+	/* Nothing is wanted of the client, but a reset of its must not go unseen: that
+	 * comes with whatever is asked for, and urgent data hardly ever does. */
+	if (!events && s->lane && !s->unwatchable)
+		events = UV_PRIORITIZED;
 	if (s->finished || events == s->events)
 		return;
 	s->events = events;
@@ -256,6 +261,7 @@ static void on_poll(uv_poll_t *poll, int status, int events)
 		client_failed(s, errnum ? errnum : ECONNRESET);
 		return;
 	}
+	s->unwatchable |= (events & UV_PRIORITIZED) != 0;
 	if (events & UV_WRITABLE && waiting(s))
 		on_writable(s);
 	if (events & UV_READABLE && !s->finished && s->events & UV_READABLE && s->lane)

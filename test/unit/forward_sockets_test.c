@@ -1,5 +1,6 @@
 /* Lanes that end in a socket of the host: ssh, direct. Real sockets all the way. */
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,6 +30,7 @@ enum server_mode {
 	SERVE_RESET,   /* RST after the first byte */
 	SERVE_BULK,    /* 32 MiB, then FIN */
 	SERVE_SILENT,
+	SERVE_STUCK,   /* takes nothing */
 };
 
 enum { BULK = 32 << 20, HALF_CLOSED_BYTES = 50000 };
@@ -45,9 +47,12 @@ static void serve(struct server *s, int fd)
 {
 	struct linger at_once = { .l_onoff = 1 };
 	scoped_free char *block = xcalloc(1, 1 << 16);
+	struct pollfd reset = { .fd = fd };
 	size_t sent = 0;
 	ssize_t n;
 
+	if (s->mode == SERVE_STUCK)
+		poll(&reset, 1, -1);
 	if (s->mode == SERVE_FIN)
 		shutdown(fd, SHUT_WR);
 	while (s->mode == SERVE_BULK && sent < BULK &&
@@ -282,6 +287,28 @@ static void test_direct_streams(void **state)
 	assert_true(fx_until(&x.fx, no_client, &x));
 	assert_int_equal(x.fx.lane.opens, 0);
 	server_stop(&x.server);
+	direct_stop(&x);
+}
+
+static void test_direct_reset_of_a_client_nobody_listens_to(void **state)
+{
+	static char block[1 << 16];
+	struct linger at_once = { .l_onoff = 1 };
+	struct sx x;
+	int fd;
+
+	direct_start(&x, "0.0.0.0", "127.0.0.2");
+	server_start(&x.server, fx_bind(SOCK_STREAM, "127.0.0.2", x.port), SERVE_STUCK);
+	fd = sx_client(&x);
+	for (int i = 0; i < 50; i++) {
+		while (send(fd, block, sizeof(block), MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+			;
+		fx_turn(&x.fx, 2);
+	}
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	close(fd);
+	assert_true(fx_until(&x.fx, no_client, &x));
+	server_stop(&x.server); /* it was reset, too */
 	direct_stop(&x);
 }
 
@@ -552,6 +579,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_direct_streams),
+		cmocka_unit_test(test_direct_reset_of_a_client_nobody_listens_to),
 		cmocka_unit_test(test_direct_falls_back_to_the_tunnel),
 		cmocka_unit_test(test_direct_leaves_the_guests_loopback_to_the_tunnel),
 		cmocka_unit_test(test_ssh_one_forward_for_all_clients),

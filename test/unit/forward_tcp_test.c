@@ -240,6 +240,38 @@ static void test_tcp_reset_by_the_client(void **state)
 	fx_stop(&fx);
 }
 
+static bool was_reset(void *arg)
+{
+	return ((struct fx *)arg)->lane.resets;
+}
+
+/* Nothing is read from it, or nothing more will come: no event but this one. */
+static void test_tcp_reset_of_a_client_nobody_listens_to(void **state)
+{
+	struct linger at_once = { .l_onoff = 1 };
+	char block[4096] = { 0 };
+
+	for (int half_closed = 0; half_closed < 2; half_closed++) {
+		struct fx fx;
+		uint16_t port = start(&fx, MOCK_STUCK, NULL);
+		int fd = fx_connect(SOCK_STREAM | SOCK_NONBLOCK, "127.0.0.1", port);
+
+		assert_true(fd >= 0);
+		for (int i = 0; i < 50; i++) {
+			while (!half_closed && send(fd, block, sizeof(block), MSG_NOSIGNAL) > 0)
+				;
+			if (half_closed)
+				shutdown(fd, SHUT_WR);
+			fx_turn(&fx, 2);
+		}
+		assert_int_equal(fx.lane.now, 1);
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+		close(fd);
+		assert_true(fx_until(&fx, was_reset, &fx));
+		fx_stop(&fx);
+	}
+}
+
 /* --- slow ones --------------------------------------------------------------- */
 
 static enum mock_mode stuck_on_port_1(const char *guest_addr)
@@ -629,6 +661,7 @@ int main(void)
 		cmocka_unit_test(test_tcp_refused_is_a_reset_and_never_an_empty_answer),
 		cmocka_unit_test(test_tcp_reset_by_the_guest),
 		cmocka_unit_test(test_tcp_reset_by_the_client),
+		cmocka_unit_test(test_tcp_reset_of_a_client_nobody_listens_to),
 		cmocka_unit_test(test_tcp_stuck_guest_stalls_nobody_else),
 		cmocka_unit_test(test_tcp_slow_client_pauses_the_guest_and_loses_nothing),
 		cmocka_unit_test(test_tcp_client_waits_for_the_lane),
