@@ -22,6 +22,7 @@ enum {
 	UDP_QUEUE_BYTES = 256 * 1024,
 	UDP_TICK_MIN_MS = 1000,
 	UDP_REFUSE_MS = 300, /* after the guest's server turned a client down */
+	UDP_SERVED_MS = 1000, /* a flow that moved within is being served */
 };
 
 struct datagram {
@@ -209,10 +210,14 @@ static void on_refusing_over(uv_timer_t *timer)
 				 u->pick(u->arg)->guest_addr, error_text(rc));
 }
 
-/* Not when others are served well: it would concern them, too. */
+/* Not when others are served well: it would concern them, too. Flows that do not move
+ * may be of clients that ended long ago. */
 static void refuse_for_a_while(struct udp_socket *u)
 {
-	if (u->flows.len == 0 && !uv_is_active((uv_handle_t *)&u->refusing) &&
+	const struct flow *newest = TAILQ_LAST(&u->lru, flow_list);
+	bool serves = newest && uv_now(u->poll.loop) - newest->last_ms < UDP_SERVED_MS;
+
+	if (!serves && !uv_is_active((uv_handle_t *)&u->refusing) &&
 	    udp_refused_begin(u->fd) == 0)
 		uv_timer_start(&u->refusing, on_refusing_over, UDP_REFUSE_MS, 0);
 }

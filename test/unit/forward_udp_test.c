@@ -285,6 +285,27 @@ static void test_udp_refusal_of_one_spares_the_others(void **state)
 	fx_stop(&fx);
 }
 
+/* A flow that rests, as that of a client that ended does, spares nobody. */
+static void test_udp_refusal_beside_a_flow_that_rests(void **state)
+{
+	struct fx fx;
+	uint16_t port = start(&fx, NULL);
+	int rests = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	int refused = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
+	char c;
+
+	assert_echo(&fx, rests, "a", 1);
+	fx_turn(&fx, 1100);
+	fx.lane.mode = MOCK_REFUSE;
+	assert_int_equal(send(refused, "b", 1, 0), 1);
+	assert_true(fx_until(&fx, second_came_and_went, &fx));
+	send(refused, "c", 1, 0);
+	assert_int_equal(fx_receive(&fx, refused, &c, 1), -ECONNREFUSED);
+	close(rests);
+	close(refused);
+	fx_stop(&fx);
+}
+
 /* Only this flow's tunnel was turned away, the lane stays: no other lane comes. */
 static void test_udp_flow_turned_away_is_tried_again(void **state)
 {
@@ -379,6 +400,7 @@ int main(void)
 		cmocka_unit_test(test_udp_refusal_ends_the_flow_not_the_forward),
 		cmocka_unit_test(test_udp_server_that_died_is_refused_then_dialed_anew),
 		cmocka_unit_test(test_udp_refusal_of_one_spares_the_others),
+		cmocka_unit_test(test_udp_refusal_beside_a_flow_that_rests),
 		cmocka_unit_test(test_udp_flow_turned_away_is_tried_again),
 		cmocka_unit_test(test_udp_stuck_guest_is_bounded),
 		cmocka_unit_test(test_udp_client_gone_before_the_answer),
