@@ -14,6 +14,7 @@
 #include "lib/store/layout.h"
 #include "lib/store/lock.h"
 #include "lib/store/pid.h"
+#include "lib/store/sparse.h"
 
 enum {
 	YAML_MAX_BYTES = 4 << 20,   /* config_load() takes no more */
@@ -325,6 +326,74 @@ int instance_create(const char *lima_home, const char *name, const char *yaml, s
 		return error_wrap(err, "create `%s`", name);
 	}
 	return 0;
+}
+
+/* Whether @name can be one more instance. */
+static int check_new(const char *lima_home, const char *name, struct error *err)
+{
+	scoped_free char *dir = layout_instance_dir(lima_home, name);
+
+	if (layout_check_name(name, err) < 0 || layout_check_socket_paths(dir, err) < 0)
+		return err->code;
+	return check_free(dir, name, err);
+}
+
+/* @from becomes the instance @name. */
+static int take_name(const char *lima_home, const char *from, const char *name, const char *verb,
+		     struct error *err)
+{
+	scoped_free char *dir = layout_instance_dir(lima_home, name);
+	scoped_fd int lock = -1;
+
+	if (lock_creation(lima_home, verb, &lock, err) < 0 || check_new(lima_home, name, err) < 0 ||
+	    move_in_place(from, dir, err) < 0)
+		return err->code;
+	return path_sync_dir(lima_home, err);
+}
+
+static int clone_files(const struct instance *from, const char *to, const struct progress *progress,
+		       struct error *err)
+{
+	static const enum instance_file files[] = {
+		FILE_LIMA_YAML, FILE_LIMA_VERSION, FILE_IMAGE, FILE_IMAGE_NAME, FILE_DISK, FILE_ISO,
+		FILE_KERNEL, FILE_KERNEL_CMDLINE, FILE_INITRD, FILE_EFI_CODE,
+	};
+
+	if (mkdir(to, 0700) < 0)
+		return error_sys(err, -errno, "mkdir %s", to);
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		scoped_free char *here = layout_instance_file(from->dir, files[i]);
+		scoped_free char *there = layout_instance_file(to, files[i]);
+		struct stat st;
+
+		if (stat(here, &st) < 0)
+			continue;
+		if (sparse_copy_file(here, there, false, "copying the disk", progress, err) < 0)
+			return err->code;
+		if (chmod(there, st.st_mode & 0777) < 0)
+			return error_sys(err, -errno, "chmod %s", there);
+	}
+	return 0;
+}
+
+int instance_clone(const struct instance *from, const char *name, const struct progress *progress,
+		   struct error *err)
+{
+	scoped_free char *tmp = tmp_dir(from->lima_home, name);
+	struct error ignored;
+
+	if (check_new(from->lima_home, name, err) < 0 || path_remove_tree(tmp, err) < 0)
+		return err->code;
+	if (clone_files(from, tmp, progress, err) == 0 && path_sync_dir(tmp, err) == 0 &&
+	    take_name(from->lima_home, tmp, name, "clone", err) == 0)
+		return 0;
+	path_remove_tree(tmp, &ignored);
+	return err->code;
+}
+
+int instance_rename(const struct instance *inst, const char *name, struct error *err)
+{
+	return take_name(inst->lima_home, inst->dir, name, "rename", err);
 }
 
 static bool survives_reset(const char *name)

@@ -60,6 +60,16 @@ int instance_list(const char *lima_home, struct strv *ret, struct error *err);
 int instance_create(const char *lima_home, const char *name, const char *yaml, size_t yaml_len,
 		    struct error *err);
 
+/* A second one of it: configuration, disk and what it boots with. Its keys, ports and
+ * addresses it makes itself, so both can run at once. The caller holds @from's
+ * lock and has stopped it. Appears whole or not at all; interruptible. -EEXIST
+ * when the name is taken. */
+struct progress;
+int instance_clone(const struct instance *from, const char *name, const struct progress *progress,
+		   struct error *err);
+/* The same one under another name, all its files with it. */
+int instance_rename(const struct instance *inst, const char *name, struct error *err);
+
 /* Removes what the first start makes, above all the disk; what the user chose stays:
  * *.yaml, protected, lima-version, addresses and ports on the host. The caller
  * holds its lock and has stopped it. Interrupted, it can be done again. */

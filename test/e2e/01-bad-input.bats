@@ -229,6 +229,29 @@ nothing_was_made() {
 	nothing_was_made
 }
 
+@test "clone and rename keep the disk, and take no name that is taken" {
+	mkdir -p "$LIMA_HOME/one"
+	printf 'images: [{location: "mmdebstrap:bookworm"}]\ncpus: 1\n' > "$LIMA_HOME/one/lima.yaml"
+	echo content > "$LIMA_HOME/one/disk"
+	touch "$LIMA_HOME/one/instance-id" "$LIMA_HOME/one/protected"
+	limactl clone one two --cpus 2
+	[[ $(cat "$LIMA_HOME/two/disk") == content && $(field two cpus) == 2 && $(field one cpus) == 1 ]]
+	[[ ! -e $LIMA_HOME/two/instance-id && ! -e $LIMA_HOME/two/protected ]]
+	run limactl clone one two
+	fails_with 1 "already exists"
+	run limactl clone one three --disk 1
+	fails_with 1 "cannot shrink"
+	run limactl clone one a/b
+	fails_with 1 "a/b"
+	run limactl rename two one
+	fails_with 1 "already exists"
+	limactl rename two three
+	[[ $(cat "$LIMA_HOME/three/disk") == content && ! -e $LIMA_HOME/two ]]
+	limactl unprotect one
+	limactl delete one three
+	nothing_was_made
+}
+
 @test "what validate fills in is a configuration itself" {
 	limactl validate --fill template:debian-local 2>/dev/null > "$BATS_TEST_TMPDIR/filled.yaml"
 	grep -q '^disk: 100GiB' "$BATS_TEST_TMPDIR/filled.yaml"

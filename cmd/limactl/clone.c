@@ -1,0 +1,127 @@
+/* clone.c - `clone` and `rename`: a stopped instance twice, or under another name */
+#include <errno.h>
+#include <unistd.h>
+
+#include "cmd/limactl/edit_flags.h"
+#include "cmd/limactl/instance_arg.h"
+#include "cmd/limactl/launch.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+#include "lib/store/layout.h"
+
+static const struct flag flags[] = {
+	{ "start", 0, FLAG_BOOL, NULL, "start it then", false },
+	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
+};
+
+static int open_stopped(const struct args *a, const char *verb, char **ret_home, int *ret_lock,
+			struct instance **ret, struct error *err)
+{
+	const char *from = a->positional.items[0], *to = a->positional.items[1];
+
+	if (layout_check_name(to, err) < 0 ||
+	    instance_arg_open_locked(from, verb, false, ret_home, ret_lock, ret, err) < 0)
+		return err->code;
+	if ((*ret)->ha_pid || (*ret)->driver_pid)
+		return error_set(err, -EBUSY, "`%s` is running; stop it first: limactl stop %s", from, from);
+	if (!(*ret)->config)
+		return error_set(err, -EINVAL, "%s", (*ret)->errors.len ? (*ret)->errors.items[0] : "broken");
+	return 0;
+}
+
+/* What --start is about, under its own lock. */
+static int start_it(const char *name, struct ui *ui, struct error *err)
+{
+	struct launch_options opts = { .timeout_ms = LAUNCH_TIMEOUT_MS };
+	scoped_instance struct instance *inst = NULL;
+	scoped_free char *home = NULL;
+	scoped_fd int lock = -1;
+
+	if (instance_arg_open_locked(name, "start", false, &home, &lock, &inst, err) < 0)
+		return err->code;
+	return launch_again(inst, &opts, ui, err);
+}
+
+/* A clone that the flags would break is none. */
+static int change_clone(const struct args *a, const char *home, const char *name, struct error *err)
+{
+	scoped_instance struct instance *inst = NULL;
+	struct error undo = { 0 };
+
+	if (instance_inspect(home, name, &inst, err) == 0 && edit_flags_apply_to_instance(a, inst, err) == 0)
+		return 0;
+	if (instance_remove(home, name, &undo) < 0)
+		log_warn("%s", undo.msg);
+	return err->code;
+}
+
+static int clone(const struct args *a, struct ui *ui, struct error *err)
+{
+	const char *name = a->positional.items[1];
+	scoped_instance struct instance *from = NULL;
+	scoped_free char *home = NULL;
+	scoped_fd int lock = -1;
+
+	if (open_stopped(a, "clone", &home, &lock, &from, err) < 0)
+		return err->code;
+	if (instance_clone(from, name, ui_progress(ui), err) < 0 || change_clone(a, home, name, err) < 0)
+		return error_wrap(err, "clone %s", from->name);
+	log_info("`%s` is a clone of `%s`", name, from->name);
+	return args_bool(a, "start", false) ? start_it(name, ui, err) : 0;
+}
+
+static int rename_instance(const struct args *a, struct ui *ui, struct error *err)
+{
+	const char *name = a->positional.items[1];
+	scoped_instance struct instance *inst = NULL;
+	scoped_free char *home = NULL;
+	scoped_fd int lock = -1;
+
+	if (open_stopped(a, "rename", &home, &lock, &inst, err) < 0)
+		return err->code;
+	if (edit_flags_apply_to_instance(a, inst, err) < 0 || instance_rename(inst, name, err) < 0)
+		return error_wrap(err, "rename %s", inst->name);
+	log_info("`%s` is called `%s` now", inst->name, name);
+	if (!args_bool(a, "start", false))
+		return 0;
+	close(steal_fd(&lock));
+	return start_it(name, ui, err);
+}
+
+static int run_clone(const struct args *a)
+{
+	return verb_with_ui(a, clone);
+}
+
+static int run_rename(const struct args *a)
+{
+	return verb_with_ui(a, rename_instance);
+}
+
+const struct verb verb_clone = {
+	.name = "clone",
+	.group = VERB_ADVANCED,
+	.usage = "INSTANCE NEW-NAME",
+	.summary = "make a second instance of a stopped one",
+	.text = "With a copy of its disk, shared where the file system can. Flags change the clone's lima.yaml.\n"
+		"Both can run at once, unless ssh.localPort names a port.",
+	.examples = "  limactl clone web web-test\n  limactl clone web big --cpus 8 --memory 16 --start",
+	.flags = (const struct flag *const[]){ flags, edit_flags, NULL },
+	.min_args = 2,
+	.max_args = 2,
+	.arg = ARG_INSTANCE_FIRST,
+	.run = run_clone,
+};
+
+const struct verb verb_rename = {
+	.name = "rename",
+	.group = VERB_ADVANCED,
+	.usage = "INSTANCE NEW-NAME",
+	.summary = "give a stopped instance another name",
+	.text = "The guest's own host name follows with the next start.",
+	.flags = (const struct flag *const[]){ flags, edit_flags, NULL },
+	.min_args = 2,
+	.max_args = 2,
+	.arg = ARG_INSTANCE_FIRST,
+	.run = run_rename,
+};
