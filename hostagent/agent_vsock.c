@@ -22,6 +22,8 @@ enum {
 	TELL_LANE_MS = 10 * 1000,	/* a guest may let it come and go all day long */
 	REPLUG_MAX_MS = 300 * 1000,	/* after a guest that did not let go, or a device that
 					 * went down and stays so */
+	REPLUG_BOOT_MS = 180 * 1000,	/* after a reset: a guest that boots lets go of nothing.
+					 * Its agent's coming ends the wait */
 };
 
 enum ssh_at { SSH_NOWHERE, SSH_AT_VSOCK, SSH_AT_NETWORK };
@@ -455,6 +457,8 @@ void agent_vsock_driver_event(struct agent *a, enum driver_event event)
 	if (!v || event != DRIVER_RESET)
 		return;
 	vsock_guest_was_reset(v->device);
+	if (!v->changing && !v->impossible && driver_runs(v))
+		uv_timer_start(&v->replug, on_replug_timer, REPLUG_BOOT_MS, 0);
 	v->agent_port = 0;
 	lane_vsock_set_agent(v->lane, 0);
 }
