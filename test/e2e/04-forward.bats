@@ -1,0 +1,184 @@
+# Forwards of every kind, on one machine. The table of what must appear where is
+# forwards.py; here is when it is looked at.
+load lib
+
+setup_file() {
+	new_home
+	export INSTANCE=fwd
+	local a b
+	a=$(free_port) b=$(free_port)
+	export BUSY=$a,$b
+	python3 -m http.server --bind 127.0.0.1 "$a" >/dev/null 2>&1 3>&- &
+	echo $! > "$LIMA_HOME/busy.pid"
+	socat "TCP-LISTEN:$b,bind=127.0.0.1,fork" EXEC:cat 3>&- &
+	echo $! >> "$LIMA_HOME/busy.pid"
+	{
+		cat <<-EOF
+			base: template:debian-local
+			cpus: 2
+			memory: 1GiB
+			disk: 8GiB
+			portForwarding: {conflict: remap}
+		EOF
+		table rules "$LIMA_HOME" "$BUSY"
+	} > "$LIMA_HOME/fwd.yaml"
+	limactl start --tty=false --name "$INSTANCE" "$LIMA_HOME/fwd.yaml" 2>"$LIMA_HOME/start.err"
+	in_guest sh -c 'cat > /tmp/forwards.py' < "$BATS_TEST_DIRNAME/forwards.py"
+}
+teardown_file() {
+	xargs kill < "$LIMA_HOME/busy.pid" || :
+	drop_home
+}
+
+table() { python3 "$BATS_TEST_DIRNAME/forwards.py" "$@"; }
+
+servers() {	# all listeners of the table, in the guest
+	serve forwards python3 /tmp/forwards.py serve "$BUSY" > "$LIMA_HOME/servers.pid"
+}
+
+@test "every listener is where the rules say, and nowhere else" {
+	servers
+	table check "$LIMA_HOME" "$BUSY"
+}
+
+@test "when the servers end, their ports are refused on the host" {
+	in_guest kill "$(cat "$LIMA_HOME/servers.pid")"
+	table closed "$LIMA_HOME" "$BUSY"
+}
+
+@test "a socket of the host's is reached from the guest" {
+	socat "UNIX-LISTEN:$LIMA_HOME/reverse.sock,fork" EXEC:cat 3>&- &
+	echo $! >> "$LIMA_HOME/busy.pid"
+	until_ok 20 reverse_answers
+}
+
+reverse_answers() { [[ $(in_guest sh -c 'echo hello | nc -N -U /tmp/fwd-reverse.sock') == hello ]]; }
+
+# --- streams.py: what a connection must keep, whatever carries it --------------
+# Guest ports 20320, 20321, 20322 are forwarded by vsock, gRPC and ssh.
+
+streams() { timeout 100 python3 "$BATS_TEST_DIRNAME/streams.py" "$@"; }
+
+lab() {	# the lab server; its forwards answer when this returns
+	# not to /tmp: after a reboot sshd is there before that is cleared
+	in_guest sh -c 'cat > ~/streams.py' < "$BATS_TEST_DIRNAME/streams.py"
+	serve lab sh -c 'exec python3 ~/streams.py serve 20320 20321 20322'
+	lab_answers
+}
+
+lab_answers() { streams ready 20320 20321 20322; }
+
+lane_of() {	# GUEST PORT: what carried its last connection
+	limactl port list --json "$INSTANCE" | python3 -c '
+import json, sys
+rows = [json.loads(line) for line in sys.stdin]
+print(next(r["lane"] for r in rows if r["guestAddr"].endswith(":" + sys.argv[1]) and r["protocol"] == "tcp"))' "$1"
+}
+
+@test "each lane is the one that was asked for" {
+	lab
+	[[ $(lane_of 20320) == vsock ]]
+	[[ $(lane_of 20321) == grpc ]]
+	[[ $(lane_of 20322) == ssh ]]
+}
+
+@test "vsock: half-closes, resets, slow readers, silence" { streams tcp 20320; }
+@test "gRPC: half-closes, resets, slow readers, silence" {
+	streams tcp 20321
+	streams reset-after-server-end 20321
+}
+
+@test "a refused connection is a reset, not an empty answer" {
+	local port
+	for port in 20330 20331 20332; do
+		streams refused "$port"
+	done
+}
+
+@test "a server stopped and started 100 times on one port" { streams reuse 20320 20340 100; }
+
+@test "datagrams of every size, and 3,000 clients" { streams udp 20320; }
+
+@test "2,000 connections at once, on vsock and on gRPC" {
+	streams many 20320 2000
+	streams many 20321 2000
+}
+
+@test "32 clients that come and go, some of them rudely" {
+	streams busy-clients 20320 5
+	streams busy-clients 20321 5
+}
+
+# --- two instances, the second one plain -----------------------------------------
+
+@test "a second instance: who has a port, an address of its own, static forwards over ssh" {
+	local own port
+	cat > "$LIMA_HOME/two.yaml" <<-EOF
+		base: template:debian-local
+		plain: true
+		cpus: 1
+		memory: 512MiB
+		disk: 8GiB
+		portForwarding: {conflict: loopback-per-instance}
+		portForwards:
+		- {guestPort: 20400, static: true}
+		- {guestPort: 20401, hostIP: 0.0.0.0, hostPort: 20320, proto: tcp, static: true}
+	EOF
+	limactl start --tty=false --name two "$LIMA_HOME/two.yaml" 2>"$LIMA_HOME/two.err"
+	grep -q "0.0.0.0:20320 yet: address already in use (instance .$INSTANCE." "$LIMA_HOME/two.err"
+	limactl shell --workdir /tmp two sh -c 'cat > /tmp/net.py' < "$BATS_TEST_DIRNAME/net.py"
+	for port in 20400 20401; do
+		INSTANCE=two serve "$port" python3 /tmp/net.py serve-tcp 127.0.0.1 "$port"
+	done
+	own=$(cat "$LIMA_HOME/two/loopback")
+	[[ $own == 127.0.0.* && $own != 127.0.0.1 ]]
+	until_ok 20 says_hello "$own" 20400
+	net refused 127.0.0.1 20400
+	limactl port add --ignore "$INSTANCE" 20320
+	until_ok 20 says_hello 127.0.0.1 20320
+	limactl delete -f two
+	limactl port remove "$INSTANCE" --all
+	lab_answers
+}
+
+says_hello() { [[ $(net tcp "$1" "$2" hello 2>/dev/null) == "5 bytes: hello" ]]; }
+
+# --- what happens to a machine in its life --------------------------------------
+
+@test "the guest agent dies: forwards come back by themselves" {
+	in_guest sudo systemctl kill --signal=KILL lima-guestagent
+	lab_answers
+	streams tcp 20320
+}
+
+@test "a paused machine goes on where it stopped" {
+	local qemu
+	qemu=$(field "$INSTANCE" driverPID)
+	streams pause 20320 "$qemu"
+	lab_answers
+}
+
+@test "the host agent dies: the next start adopts the machine, and its forwards" {
+	local qemu
+	qemu=$(field "$INSTANCE" driverPID)
+	kill -KILL "$(field "$INSTANCE" hostAgentPID)"
+	limactl start --tty=false "$INSTANCE"
+	[[ $(field "$INSTANCE" driverPID) == "$qemu" ]]
+	lab_answers
+	[[ $(lane_of 20320) == vsock ]]
+	streams tcp 20320
+}
+
+@test "a reboot in the guest: forwards come back with the servers" {
+	local before
+	before=$(in_guest cat /proc/sys/kernel/random/boot_id)
+	in_guest sudo systemctl reboot || :
+	until_ok 120 rebooted "$before"
+	lab
+	streams tcp 20320
+}
+
+rebooted() {
+	local now
+	now=$(in_guest cat /proc/sys/kernel/random/boot_id 2>/dev/null) && [[ -n $now && $now != "$1" ]]
+}
