@@ -5,8 +5,8 @@ load lib
 setup_file() {
 	new_home
 	export INSTANCE=hostile DIR=$LIMA_HOME/hostile
-	HONEST=$(free_port) FAST=$(free_port) CLOSED=$(free_port) OTHER=$(free_port)
-	export HONEST FAST CLOSED OTHER
+	HONEST=$(free_port) FAST=$(free_port) SOAK=$(free_port) CLOSED=$(free_port) OTHER=$(free_port)
+	export HONEST FAST SOAK CLOSED OTHER
 	cat > "$LIMA_HOME/hostile.yaml" <<-EOF
 		base: template:debian-local
 		cpus: 2
@@ -15,6 +15,7 @@ setup_file() {
 		portForwards:
 		- {guestPort: $HONEST, hostPort: $HONEST, lane: grpc}
 		- {guestPort: $FAST, hostPort: $FAST, lane: vsock}
+		- {guestPort: $SOAK, hostPort: $SOAK, lane: vsock}
 		- {guestPort: $CLOSED, ignore: true}
 	EOF
 	limactl start --tty=false --name "$INSTANCE" "$LIMA_HOME/hostile.yaml" 2>"$LIMA_HOME/start.err"
@@ -23,7 +24,7 @@ setup_file() {
 	cp "$DIR/lima.yaml" "$LIMA_HOME/other"
 	sed -E "s/^( *Port ).*/\1$OTHER/" "$DIR/ssh.config" > "$LIMA_HOME/other/ssh.config"
 	local file
-	for file in net.py hostile.py hostile_device.py; do
+	for file in net.py hostile.py hostile_device.py hostile_agent.py; do
 		in_guest sh -c "cat > /tmp/$file" < "$BATS_TEST_DIRNAME/$file"
 	done
 	serve honest python3 /tmp/net.py serve-tcp 127.0.0.1 "$HONEST" >/dev/null
@@ -122,6 +123,21 @@ forwarding() { rows | grep -c '"state": *"forwarding"'; }
 	all_is_well
 }
 
+@test "a guest agent that lies about ports, addresses and texts" {
+	in_guest sudo systemctl stop lima-guestagent
+	attack 60 hostile_agent.py 1 10 "$(field "$INSTANCE" sshLocalPort)" "$OTHER" "$CLOSED" 22 > "$LIMA_HOME/lies" 3>&- &
+	local liar=$!
+	until_ok 30 has_row "$OTHER"
+	[[ $(row "$OTHER" 'r["state"]') != *forwarding* ]]
+	[[ $(row "$CLOSED" 'r["state"]') != *forwarding* ]]
+	host taken "$OTHER" "$CLOSED"
+	wait "$liar"
+	cat "$LIMA_HOME/lies" >> "$LIMA_HOME/figures"
+	(($(sed -n 's/ lies$//p' "$LIMA_HOME/lies") > 5))
+	in_guest sudo systemctl start lima-guestagent
+	all_is_well
+}
+
 @test "connections to the host's side of the vsock" {
 	attack 60 hostile.py dial
 	vsock_is_back
@@ -146,6 +162,12 @@ forwarding() { rows | grep -c '"state": *"forwarding"'; }
 	attack 60 hostile_device.py nowhere 1
 	all_is_well
 	vsock_is_back
+}
+
+# The long one is made by hand.
+@test "2,500 connections one after the other leave nothing behind" {
+	"$BATS_TEST_DIRNAME/../soak/forward" 2500 --instance "$INSTANCE" --port "$SOAK" \
+		--limactl "$(command -v limactl)" --json "$LIMA_HOME/soak.json"
 }
 
 @test "the machine stops as any other" {
