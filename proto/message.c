@@ -92,6 +92,21 @@ static void clean_ports(size_t *n, IPPort **ports)
 	*n = kept;
 }
 
+/* Turns the rest of a line around, or is not seen: U+200E, 200F, 202A to 202E, 2066 to
+ * 2069, FEFF (Unicode TR 9, TR 36). @s: a sequence of @n bytes. */
+static bool is_deceiving(const char *s, size_t n)
+{
+	const unsigned char *u = (const unsigned char *)s;
+
+	if (n != 3)
+		return false;
+	if (u[0] == 0xe2 && u[1] == 0x80)
+		return u[2] == 0x8e || u[2] == 0x8f || (u[2] >= 0xaa && u[2] <= 0xae);
+	if (u[0] == 0xe2 && u[1] == 0x81)
+		return u[2] >= 0xa6 && u[2] <= 0xa9;
+	return u[0] == 0xef && u[1] == 0xbb && u[2] == 0xbf;
+}
+
 void message_clean_text(char *s, size_t max)
 {
 	size_t len = strnlen(s, max + 1), at = 0;
@@ -106,6 +121,8 @@ void message_clean_text(char *s, size_t max)
 			s[at++] = '?';
 			continue;
 		}
+		if (is_deceiving(s + at, n))
+			memset(s + at, '?', n);
 		at += n;
 	}
 	if (s[at])

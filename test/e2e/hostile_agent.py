@@ -18,7 +18,7 @@ DEVICE = "/dev/virtio-ports/io.lima-vm.guest_agent.0"
 SECRET = "/run/lima-guestagent/secret"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
-EVIL = ["\x1b[2J\x1b]0;owned\x07", "a\nb\r\x00c", "\x9b31m", "%s%n%x" * 20, "x" * 100000, "", "../../etc",
+EVIL = ["\x1b[2J\x1b]0;owned\x07", "a\nb\r\x00c", "\x9b31m", "\u202e\ufeff", "%s%n%x" * 20, "x" * 100000, "", "../../etc",
         "127.0.0.1\x1b[31m", "{\"status\":{\"exiting\":true}}\n"]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 

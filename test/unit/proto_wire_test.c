@@ -286,6 +286,9 @@ static void test_message_texts_are_made_printable(void **state)
 		{ "gr\xc3\xbc\xc3\x9f", "gr\xc3\xbc", 5 },	/* not half a character */
 		{ "bad \xff\xc3", "bad ??", 100 },
 		{ "c1 \xc2\x9b" "2J", "c1 ??2J", 100 },
+		{ "turned \xe2\x80\xae" "exe", "turned ???exe", 100 },
+		{ "\xe2\x81\xa6\xef\xbb\xbf\xe2\x80\x8f", "?????????", 100 },
+		{ "\xe2\x80\xa6 \xef\xbb\xbe", "\xe2\x80\xa6 \xef\xbb\xbe", 100 },	/* an ellipsis stays */
 		{ "12345", "123", 3 },
 		{ "", "", 3 },
 	};
