@@ -38,7 +38,7 @@ enum {
 	RELAY_IDLE_MAX = 256,		/* opened ahead of time; the oldest goes */
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
 	RELAY_CONNECT_MS = 10 * 1000,
-	RELAY_END_MS = 100,		/* an answer of the host's takes under 1 */
+	RELAY_END_MS = 500,		/* an answer of the host's takes under 1, on a quiet machine */
 	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */
 };
 

@@ -23,6 +23,7 @@ enum {
 enum item_state {
 	ITEM_IDLE,	/* wants to be set up: next is PREPARING or ASKING */
 	ITEM_PREPARING,	/* reverse: the child removes what has the path in the guest */
+	ITEM_CLEARING,	/* the child is `-O cancel` of one that a host agent before us left */
 	ITEM_ASKING,	/* the child is `-O forward` */
 	ITEM_UP,
 	ITEM_FAILED,	/* until retry_at */
@@ -33,6 +34,7 @@ struct item {		/* owner: the list */
 	TAILQ_ENTRY(item) next;
 	unsigned rule_id;
 	bool reverse, removed;	/* removed: taken down, then freed */
+	bool cleared;		/* CLEARING was tried since it was up */
 	char *guest, *host;	/* as rows and events show them; guest is a path */
 	char *host_socket;	/* NULL: a TCP port */
 	struct in6_addr ip;
@@ -193,6 +195,7 @@ static void failed(struct socket_forwards *s, struct item *i, const struct error
 static void is_up(struct socket_forwards *s, struct item *i)
 {
 	i->state = ITEM_UP;
+	i->cleared = false;
 	i->retry_ms = 0;
 	free(steal_ptr(&i->error));
 	if (i->host_socket && !i->reverse && unix_identify(i->host_socket, &i->file) < 0)
@@ -298,19 +301,30 @@ static int check_free(const struct item *i, struct error *err)
 	return 0;
 }
 
+/* May a forward be asked for? Stale files are gone then. */
+static int prepare(struct socket_forwards *s, struct item *i, struct error *err)
+{
+	if (i->host_socket)
+		return unix_prepare(i->host_socket, err);
+	if (check_allowed(s, i, err) < 0 || check_free(i, err) < 0)
+		return err->code;
+	return 0;
+}
+
 static void begin(struct socket_forwards *s, struct item *i)
 {
 	struct error err = ERROR_NONE;
-	int rc = 0;
+	int rc;
 
-	if (i->reverse)
+	if (i->reverse) {
 		rc = remove_in_guest(s, i, &err);
-	else if (i->host_socket)
-		rc = unix_prepare(i->host_socket, &err);
-	else if (check_allowed(s, i, &err) < 0 || check_free(i, &err) < 0)
-		rc = err.code;
-	if (rc == 0 && !i->reverse)
+	} else if ((rc = prepare(s, i, &err)) == 0) {
 		rc = ask_master(s, i, "forward", ITEM_ASKING, &err);
+	} else if (rc == -EADDRINUSE && !i->cleared) {
+		/* A host agent that was killed leaves its master, and what that listens on. */
+		i->cleared = true;
+		rc = ask_master(s, i, "cancel", ITEM_CLEARING, &err);
+	}
 	if (rc < 0)
 		failed(s, i, &err);
 }
@@ -329,6 +343,8 @@ static void on_done(void *arg, const struct child_result *r)
 		item_free(s, i);
 	} else if (i->removed) {	/* while it was asked for */
 		i->state = i->state == ITEM_ASKING ? ITEM_UP : ITEM_FAILED;
+	} else if (i->state == ITEM_CLEARING) {	/* or it was not the master's */
+		i->state = ITEM_IDLE;
 	} else if (r->exit_code != 0) {
 		request_error(r, i->state == ITEM_PREPARING ? "remove the old one in the guest" :
 							      "ssh refuses the forward", &err);

@@ -71,6 +71,8 @@ static int play_ssh(int argc, char **argv)
 	}
 	if (strcmp(command, "forward") == 0 && strcmp(way, "-L") == 0 && *pair == '/')
 		return make_socket(pair);
+	if (strcmp(command, "cancel") == 0)
+		unlink(in_dir("left.sock"));
 	return 0;
 }
 
@@ -298,14 +300,36 @@ static void test_socket_forward_taken_port_says_by_whom(void **state)
 	assert_true(wait_event(&w, "failed tcp /run/a.sock 127.0.0.1:"));
 	scoped_free char *who = xasprintf("address already in use (socket_forward_, pid %d)", getpid());
 	if (!strstr(w.events.items[0], who)) fail_msg("%s", w.events.items[0]);
-	until(&w, 300, NULL, NULL); /* tried again, told once; ssh was not even asked */
+	until(&w, 300, NULL, NULL); /* tried again, told once; ssh was not asked for it */
 	assert_int_equal(w.events.len, 1);
-	assert_false(path_exists(in_dir("log")));
+	assert_false(log_has(&w, "forward -L"));
 	close(other);
 	assert_true(wait_event(&w, "forwarding tcp"));
 	scoped_free char *want = xasprintf("forward -L 127.0.0.1:%u:/run/a.sock\n", rule.host_port[0]);
 	assert_true(log_has(&w, want));
 	stop(&w);
+}
+
+/* What a host agent that was killed had asked for still listens, in its master. */
+static void test_socket_forward_takes_over_what_is_left(void **state)
+{
+	const char *host = in_dir("left.sock");
+	struct config_port_forward rule = to_socket("/run/a.sock", host);
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	struct world w;
+
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", host);
+	assert_int_equal(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	assert_int_equal(listen(fd, 1), 0);
+	start(&w);
+	socket_forwards_set_master(w.s, true);
+	add(&w, 1, &rule);
+	assert_true(wait_event(&w, "forwarding unix"));
+	assert_int_equal(w.events.len, 1);
+	assert_true(log_has(&w, "cancel -L"));
+	stop(&w);
+	close(fd);
 }
 
 static void test_socket_forward_keeps_off_ssh_ports(void **state)
@@ -462,6 +486,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_socket_forward_again_after_a_lost_master),
 		cmocka_unit_test(test_socket_forward_reverse_removes_first),
 		cmocka_unit_test(test_socket_forward_taken_port_says_by_whom),
+		cmocka_unit_test(test_socket_forward_takes_over_what_is_left),
 		cmocka_unit_test(test_socket_forward_keeps_off_ssh_ports),
 		cmocka_unit_test(test_socket_forward_refused_is_tried_again),
 		cmocka_unit_test(test_socket_forward_leaves_other_files_alone),
