@@ -14,13 +14,14 @@ enum {
 	POLL_FAST_MS = 100,
 	POLL_SLOW_MS = 1000,
 	POLL_FAST_FOR_MS = 3000,	/* after the last change */
-	DUMP_DUTY = 8,			/* rest this many times what a dump took … */
-	DUMP_BURST_MS = 40,		/* … beyond so much, so 5 ms of dumps in a row are free */
+	DUMP_DUTY = 8,			/* rest this many times what a dump took */
+	KICK_DUTY = 2,			/* … when a kick asked for it: somebody waits */
+	KICK_AHEAD_MS = 40,		/* of rest that a kick need not wait for */
 	DUMP_REST_MAX_MS = 1000,
 };
 
-/* When to look again after a kick, in ms; the last one ends the series. The first
- * is left out when the look at the kick itself found something. */
+/* When to look again after a kick, in ms; the last one ends the series. The first two
+ * are left out when the look at the kick itself found something. */
 static const uint16_t settle_ms[] = { 0, 1, 4, 15, 100, 1000 };
 
 struct ports {
@@ -114,21 +115,22 @@ static uint64_t next_poll_ms(struct ports *p, uint64_t now_ms)
 
 static void on_timer(uv_timer_t *timer);
 
-/* How long the duty limit still forbids to look. A change often is two kicks and
- * a look that comes a little early; only who keeps at it is slowed down. */
+/* How long the duty limit still forbids to look. Only who keeps changing ports is
+ * slowed down; looks that nobody waits for give way to those. */
 static uint64_t rest_ms(const struct ports *p, uint64_t now_ms)
 {
-	return p->rested_at_ms > now_ms + DUMP_BURST_MS ? p->rested_at_ms - now_ms - DUMP_BURST_MS
-							: 0;
+	uint64_t ahead_ms = p->kicked ? KICK_AHEAD_MS : 0;
+
+	return p->rested_at_ms > now_ms + ahead_ms ? p->rested_at_ms - now_ms - ahead_ms : 0;
 }
 
-static void pay(struct ports *p, uint64_t took_ns)
+static void pay(struct ports *p, uint64_t took_ns, bool kicked)
 {
 	uint64_t now_ms = clock_mono_ms();
-	uint64_t due_ms = (DUMP_DUTY * took_ns + 999999) / 1000000;
+	uint64_t due_ms = ((kicked ? KICK_DUTY : DUMP_DUTY) * took_ns + 999999) / 1000000;
 
 	p->rested_at_ms = MAX(p->rested_at_ms, now_ms) + due_ms;
-	p->rested_at_ms = MIN(p->rested_at_ms, now_ms + DUMP_BURST_MS + DUMP_REST_MAX_MS);
+	p->rested_at_ms = MIN(p->rested_at_ms, now_ms + KICK_AHEAD_MS + DUMP_REST_MAX_MS);
 }
 
 /* The earliest of everything that asks for a look, but not before the duty
@@ -171,8 +173,8 @@ static void turn(struct ports *p)
 			ports_nat_rescan(p->nat);
 	}
 	if (look_and_tell(p) && kicked)
-		p->settle = 1;
-	pay(p, clock_mono_ns() - start_ns);
+		p->settle = 2;
+	pay(p, clock_mono_ns() - start_ns, kicked);
 	plan(p);
 }
 

@@ -388,7 +388,9 @@ static int64_t clock_offset(uint64_t *ret_rtt)
 	return offset;
 }
 
-static bool greets(uint16_t port)
+/* Both say when in @at: of the connect() that was answered, and what comes after it
+ * is the server's greeting; of the refusal. */
+static bool greets(uint16_t port, uint64_t *at)
 {
 	int fd = dial(port, true);
 	struct pollfd p = { .fd = fd, .events = POLLIN };
@@ -397,33 +399,35 @@ static bool greets(uint16_t port)
 
 	if (fd < 0)
 		return false;
+	*at = now_ns(CLOCK_REALTIME);
 	ok = poll(&p, 1, 5000) == 1 && read(fd, &c, 1) == 1 && c == '!';
 	close(fd);
 	return ok;
 }
 
-static bool refuses(uint16_t port)
+static bool refuses(uint16_t port, uint64_t *at)
 {
 	int fd = dial(port, true);
 
+	*at = now_ns(CLOCK_REALTIME);
 	if (fd >= 0)
 		close(fd);
 	return fd < 0 && errno == ECONNREFUSED;
 }
 
 /* Milliseconds of the guest's clock from @at until @test is true; false: not in 10 s. */
-static bool until(bool (*test)(uint16_t port), uint16_t port, uint64_t at, int64_t offset,
-		  double *ret)
+static bool until(bool (*test)(uint16_t port, uint64_t *at), uint16_t port, uint64_t at,
+		  int64_t offset, double *ret)
 {
-	uint64_t end = now_us() + 10 * 1000000;
-	struct timespec pause = { .tv_nsec = 100 * 1000 };
+	uint64_t end = now_us() + 10 * 1000000, seen;
+	struct timespec pause = { .tv_nsec = 200 * 1000 };
 
-	while (!test(port)) {
+	while (!test(port, &seen)) {
 		if (now_us() > end)
 			return false;
 		nanosleep(&pause, NULL);
 	}
-	*ret = (double)((int64_t)now_ns(CLOCK_REALTIME) + offset - (int64_t)at) / 1e6;
+	*ret = (double)((int64_t)seen + offset - (int64_t)at) / 1e6;
 	/* the clocks are compared to half a round trip */
 	*ret = *ret < 0 ? 0 : *ret;
 	return true;
@@ -442,7 +446,7 @@ static void appear(uint16_t port, unsigned n)
 			snprintf(line, sizeof(line), "%s %u\n", close_it ? "close" : "listen", port);
 			int fd = ask(line);
 			uint64_t at = command(fd, NULL);
-			bool (*test)(uint16_t port) = close_it ? refuses : greets;
+			bool (*test)(uint16_t port, uint64_t *at) = close_it ? refuses : greets;
 
 			close(fd);
 			if (until(test, port, at, offset, &ms[close_it][ok[close_it]]))
