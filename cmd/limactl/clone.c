@@ -5,6 +5,7 @@
 #include "cmd/limactl/edit_flags.h"
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/launch.h"
+#include "hostagent/ssh.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/store/layout.h"
@@ -26,7 +27,7 @@ static int open_stopped(const struct args *a, const char *verb, char **ret_home,
 		return error_set(err, -EBUSY, "`%s` is running; stop it first: limactl stop %s", from, from);
 	if (!(*ret)->config)
 		return error_set(err, -EINVAL, "%s", (*ret)->errors.len ? (*ret)->errors.items[0] : "broken");
-	return 0;
+	return instance_check_new(*ret_home, to, err);
 }
 
 /* What --start is about, under its own lock. */
@@ -42,15 +43,22 @@ static int start_it(const char *name, struct ui *ui, struct error *err)
 	return launch_again(inst, &opts, ui, err);
 }
 
-/* A clone that the flags would break is none. */
-static int change_clone(const struct args *a, const char *home, const char *name, struct error *err)
+/* A clone that the flags would break is none. Under its lock: by now it can be seen,
+ * and what somebody has started is not removed. */
+static int change_clone(const struct args *a, const char *name, struct error *err)
 {
 	scoped_instance struct instance *inst = NULL;
+	scoped_free char *home = NULL;
+	scoped_fd int lock = -1;
 	struct error undo = { 0 };
 
-	if (instance_inspect(home, name, &inst, err) == 0 && edit_flags_apply_to_instance(a, inst, err) == 0)
+	if (!edit_flags_given(a))
 		return 0;
-	if (instance_remove(home, name, &undo) < 0)
+	if (instance_arg_open_locked(name, "clone", false, &home, &lock, &inst, err) < 0)
+		return err->code;
+	if (edit_flags_apply_to_instance(a, inst, err) == 0)
+		return 0;
+	if (!inst->ha_pid && !inst->driver_pid && instance_remove(home, name, &undo) < 0)
 		log_warn("%s", undo.msg);
 	return err->code;
 }
@@ -64,10 +72,26 @@ static int clone(const struct args *a, struct ui *ui, struct error *err)
 
 	if (open_stopped(a, "clone", &home, &lock, &from, err) < 0)
 		return err->code;
-	if (instance_clone(from, name, ui_progress(ui), err) < 0 || change_clone(a, home, name, err) < 0)
+	if (instance_clone(from, name, ui_progress(ui), err) < 0 || change_clone(a, name, err) < 0)
 		return error_wrap(err, "clone %s", from->name);
 	log_info("`%s` is a clone of `%s`", name, from->name);
 	return args_bool(a, "start", false) ? start_it(name, ui, err) : 0;
+}
+
+/* It has the name and the directory in it, and others may include it: an instance that
+ * takes the old name would be looked for at this one's port. The port stays. */
+static void rewrite_ssh_config(const char *home, const char *name)
+{
+	scoped_instance struct instance *inst = NULL;
+	struct error err = { 0 };
+	struct ssh_target t;
+
+	if (instance_inspect(home, name, &inst, &err) < 0 || !inst->config || !inst->ssh_local_port)
+		return;
+	ssh_target_init(&t, home, name, inst->dir, inst->config, inst->ssh_local_port);
+	if (ssh_config_write(&t, &err) < 0)
+		log_warn("%s, ignoring", err.msg);
+	ssh_target_done(&t);
 }
 
 static int rename_instance(const struct args *a, struct ui *ui, struct error *err)
@@ -81,6 +105,7 @@ static int rename_instance(const struct args *a, struct ui *ui, struct error *er
 		return err->code;
 	if (edit_flags_apply_to_instance(a, inst, err) < 0 || instance_rename(inst, name, err) < 0)
 		return error_wrap(err, "rename %s", inst->name);
+	rewrite_ssh_config(home, name);
 	log_info("`%s` is called `%s` now", inst->name, name);
 	if (!args_bool(a, "start", false))
 		return 0;

@@ -1,6 +1,8 @@
 /* edit.c - change the lima.yaml of an instance, or any other */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cmd/limactl/edit_flags.h"
@@ -109,6 +111,17 @@ static int edit_instance(const struct args *a, const char *name, struct ui *ui, 
 	return args_bool(a, "start", false) ? launch_again(inst, &opts, ui, err) : 0;
 }
 
+/* It stays where it is, behind symbolic links, too, and nobody else's to read. */
+static int replace_file(const char *path, const struct buf *yaml, struct error *err)
+{
+	scoped_free char *real = realpath(path, NULL);
+	struct stat st;
+
+	if (!real || stat(real, &st) < 0)
+		return error_sys(err, -errno, "open %s", path);
+	return path_write_file(real, yaml->data, yaml->len, st.st_mode & 0777, err);
+}
+
 /* Any other file: it need not be whole, a base is none by itself. */
 static int edit_file(const struct args *a, const char *path, struct error *err)
 {
@@ -125,7 +138,7 @@ static int edit_file(const struct args *a, const char *path, struct error *err)
 		log_info("`%s`: nothing was changed", path);
 		return 0;
 	}
-	return path_write_file(path, after.data, after.len, 0644, err);
+	return replace_file(path, &after, err);
 }
 
 static int edit(const struct args *a, struct ui *ui, struct error *err)

@@ -328,8 +328,7 @@ int instance_create(const char *lima_home, const char *name, const char *yaml, s
 	return 0;
 }
 
-/* Whether @name can be one more instance. */
-static int check_new(const char *lima_home, const char *name, struct error *err)
+int instance_check_new(const char *lima_home, const char *name, struct error *err)
 {
 	scoped_free char *dir = layout_instance_dir(lima_home, name);
 
@@ -345,7 +344,8 @@ static int take_name(const char *lima_home, const char *from, const char *name, 
 	scoped_free char *dir = layout_instance_dir(lima_home, name);
 	scoped_fd int lock = -1;
 
-	if (lock_creation(lima_home, verb, &lock, err) < 0 || check_new(lima_home, name, err) < 0 ||
+	if (lock_creation(lima_home, verb, &lock, err) < 0 ||
+	    instance_check_new(lima_home, name, err) < 0 ||
 	    move_in_place(from, dir, err) < 0)
 		return err->code;
 	return path_sync_dir(lima_home, err);
@@ -366,8 +366,11 @@ static int clone_files(const struct instance *from, const char *to, const struct
 		scoped_free char *there = layout_instance_file(to, files[i]);
 		struct stat st;
 
-		if (stat(here, &st) < 0)
-			continue;
+		if (stat(here, &st) < 0) {
+			if (errno == ENOENT && !path_exists(here))
+				continue;
+			return error_sys(err, -errno, "copy %s", here);
+		}
 		if (sparse_copy_file(here, there, false, "copying the disk", progress, err) < 0)
 			return err->code;
 		if (chmod(there, st.st_mode & 0777) < 0)
@@ -382,7 +385,7 @@ int instance_clone(const struct instance *from, const char *name, const struct p
 	scoped_free char *tmp = tmp_dir(from->lima_home, name);
 	struct error ignored;
 
-	if (check_new(from->lima_home, name, err) < 0 || path_remove_tree(tmp, err) < 0)
+	if (instance_check_new(from->lima_home, name, err) < 0 || path_remove_tree(tmp, err) < 0)
 		return err->code;
 	if (clone_files(from, tmp, progress, err) == 0 && path_sync_dir(tmp, err) == 0 &&
 	    take_name(from->lima_home, tmp, name, "clone", err) == 0)

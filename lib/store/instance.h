@@ -60,6 +60,9 @@ int instance_list(const char *lima_home, struct strv *ret, struct error *err);
 int instance_create(const char *lima_home, const char *name, const char *yaml, size_t yaml_len,
 		    struct error *err);
 
+/* Can there be one more of this name? -EINVAL, -ENAMETOOLONG; -EEXIST when it is taken. */
+int instance_check_new(const char *lima_home, const char *name, struct error *err);
+
 /* A second one of it: configuration, disk and what it boots with. Its keys, ports and
  * addresses it makes itself, so both can run at once. The caller holds @from's
  * lock and has stopped it. Appears whole or not at all; interruptible. -EEXIST

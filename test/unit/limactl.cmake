@@ -1,6 +1,7 @@
 lima_unit(args lima_limactl)
 lima_unit(shell_line lima_limactl)
 lima_unit(edit_flags lima_limactl)
+lima_unit(clone lima_limactl)
 lima_unit(copy_path lima_limactl)
 lima_unit(follow lima_limactl)
 lima_unit(help lima_limactl)

@@ -1,0 +1,169 @@
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "cmd/limactl/args.h"
+#include "hostagent/ssh.h"
+#include "lib/base/mem.h"
+#include "lib/base/path.h"
+#include "lib/store/instance.h"
+#include "lib/store/layout.h"
+
+/* clone, rename and edit as the command line has them, on instances that never ran */
+
+static char home[] = "/tmp/lima-clone-XXXXXX";
+
+#define YAML "images:\n- location: https://example.com/x.qcow2\n  arch: x86_64\narch: x86_64\ncpus: 1\n"
+
+static int setup(void **state)
+{
+	if (!mkdtemp(home))
+		return -1;
+	setenv("LIMA_HOME", home, 1);
+	return 0;
+}
+
+static int fresh(void **state)
+{
+	struct error err;
+
+	return path_remove_tree(home, &err) || mkdir(home, 0700);
+}
+
+static int teardown(void **state)
+{
+	struct error err;
+
+	return path_remove_tree(home, &err);
+}
+
+#define RUN(verb, ...) run(&(verb), (const char *const[]){ __VA_ARGS__, NULL })
+static int run(const struct verb *verb, const char *const *argv)
+{
+	scoped_args struct args a = { 0 };
+	struct error err = ERROR_NONE;
+	int argc = 0;
+
+	while (argv[argc])
+		argc++;
+	assert_int_equal(args_parse(verb, argc, (char **)argv, &a, &err), 0);
+	return verb->run(&a);
+}
+
+static void create(const char *name)
+{
+	struct error err = ERROR_NONE;
+
+	if (instance_create(home, name, YAML, strlen(YAML), &err) < 0)
+		fail_msg("%s", err.msg);
+}
+
+static void write_file(const char *name, enum instance_file which, const char *text)
+{
+	scoped_free char *dir = layout_instance_dir(home, name);
+	scoped_free char *path = layout_instance_file(dir, which);
+	struct error err = ERROR_NONE;
+
+	assert_int_equal(path_write_file(path, text, strlen(text), 0600, &err), 0);
+}
+
+static bool file_has(const char *name, enum instance_file which, const char *text)
+{
+	scoped_free char *dir = layout_instance_dir(home, name);
+	scoped_free char *path = layout_instance_file(dir, which);
+	scoped_buf struct buf b = { 0 };
+	struct error err = ERROR_NONE;
+
+	return path_read_file(path, 1 << 20, &b, &err) == 0 && strstr(buf_str(&b), text);
+}
+
+static void test_rename_that_fails_changes_nothing(void **state)
+{
+	create("one");
+	create("two");
+	assert_int_equal(RUN(verb_rename, "one", "two", "--cpus", "3"), 1);
+	assert_true(file_has("one", FILE_LIMA_YAML, "cpus: 1"));
+}
+
+static void test_rename_gives_ssh_the_new_name(void **state)
+{
+	scoped_free char *dir = layout_instance_dir(home, "after");
+	scoped_free char *sock = layout_instance_file(dir, FILE_SSH_SOCK);
+
+	create("before");
+	write_file("before", FILE_SSH_CONFIG, "Host lima-before\n  Port 43022\n");
+	assert_int_equal(RUN(verb_rename, "before", "after", "--cpus", "3"), 0);
+	assert_true(file_has("after", FILE_LIMA_YAML, "cpus: 3"));
+	assert_true(file_has("after", FILE_SSH_CONFIG, "Host lima-after\n"));
+	assert_true(file_has("after", FILE_SSH_CONFIG, sock));
+	assert_false(file_has("after", FILE_SSH_CONFIG, "before"));
+	assert_int_equal(ssh_config_port(dir), 43022);
+}
+
+static void test_clone_that_flags_would_break_is_none(void **state)
+{
+	scoped_free char *dir = layout_instance_dir(home, "three");
+
+	create("one");
+	write_file("one", FILE_DISK, "disk");
+	assert_int_equal(RUN(verb_clone, "one", "three", "--cpus", "4096"), 1);
+	assert_false(path_exists(dir));
+	assert_int_equal(RUN(verb_clone, "one", "three", "--cpus", "2"), 0);
+	assert_true(file_has("three", FILE_LIMA_YAML, "cpus: 2"));
+	assert_true(file_has("three", FILE_DISK, "disk"));
+}
+
+/* Half an instance is worse than none. */
+static void test_clone_of_what_cannot_be_read_is_none(void **state)
+{
+	scoped_free char *from = layout_instance_dir(home, "one");
+	scoped_free char *disk = layout_instance_file(from, FILE_DISK);
+	scoped_free char *to = layout_instance_dir(home, "two");
+
+	create("one");
+	assert_int_equal(symlink("/nowhere/disk", disk), 0);
+	assert_int_equal(RUN(verb_clone, "one", "two"), 1);
+	assert_false(path_exists(to));
+}
+
+static void test_edit_file_leaves_its_mode_and_place(void **state)
+{
+	scoped_free char *path = xasprintf("%s/secret.yaml", home);
+	scoped_free char *link = xasprintf("%s/link.yaml", home);
+	scoped_buf struct buf b = { 0 };
+	struct error err = ERROR_NONE;
+	struct stat st;
+
+	assert_int_equal(path_write_file(path, "env: {A: b}\n", 12, 0600, &err), 0);
+	assert_int_equal(symlink(path, link), 0);
+	assert_int_equal(RUN(verb_edit, link, "--cpus", "2"), 0);
+	assert_int_equal(path_read_file(path, 4096, &b, &err), 0);
+	assert_non_null(strstr(buf_str(&b), "cpus: 2"));
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	assert_int_equal(lstat(link, &st), 0);
+	assert_true(S_ISLNK(st.st_mode));
+}
+
+#define TEST(f) cmocka_unit_test_setup(f, fresh)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(test_rename_that_fails_changes_nothing),
+		TEST(test_rename_gives_ssh_the_new_name),
+		TEST(test_clone_that_flags_would_break_is_none),
+		TEST(test_clone_of_what_cannot_be_read_is_none),
+		TEST(test_edit_file_leaves_its_mode_and_place),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
