@@ -15,6 +15,7 @@
 #include "cmd/limactl/shell_line.h"
 #include "hostagent/ssh.h"
 #include "lib/base/child.h"
+#include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 #include "lib/store/layout.h"
@@ -95,8 +96,7 @@ static int choose_config(struct copy *c, const char *home, struct error *err)
 		return 0;
 	}
 	c->config = layout_ssh_config(home);
-	text = xasprintf("# Written by limactl copy: every instance, as lima-NAME\n"
-			 "Include \"%s/[A-Za-z0-9]*/%s\"\n", home, layout_file_name(FILE_SSH_CONFIG));
+	text = copy_path_ssh_config(home, c->paths, c->n);
 	return path_write_file(c->config, text, strlen(text), 0600, err);
 }
 
@@ -119,9 +119,13 @@ static int ask_guest(const struct copy *c, const struct copy_path *path, int *re
 	strv_add_all(&argv, "-F", c->config, host, "--", line, NULL);
 	if (child_run(&(struct child_spec){ .argv = (const char *const *)argv.items }, &r, err) < 0)
 		return err->code;
-	if (r.exit_code != IS_DIR && r.exit_code != IS_NO_DIR && r.exit_code != NO_RSYNC)
-		return error_set(err, -EIO, "ssh to instance `%s`: exit %d: %.200s", path->instance,
-				 r.exit_code, buf_str(&r.err));
+	if (r.exit_code != IS_DIR && r.exit_code != IS_NO_DIR && r.exit_code != NO_RSYNC) {
+		scoped_free char *first = xstrndup(buf_str(&r.err), strcspn(buf_str(&r.err), "\r\n"));
+		scoped_free char *said = log_escape(first, 200);	/* the guest has a say in it */
+
+		return error_set(err, -EIO, "ssh to instance `%s`: exit %d: %s", path->instance,
+				 r.exit_code, said);
+	}
 	*ret = r.exit_code;
 	return 0;
 }
@@ -141,10 +145,13 @@ static int look(const struct copy *c, const struct copy_path *path, int *ret, st
  * some side has no rsync. */
 static int prepare_rsync(struct copy *c, bool *ret_usable, struct error *err)
 {
-	int to, from;
+	int to = IS_NO_DIR, from = IS_NO_DIR;
 
 	if (look(c, &c->paths[c->n - 1], &to, err) < 0)
 		return err->code;
+	if (to == IS_NO_DIR && c->n > 2)	/* rsync would pour them into one */
+		return error_set(err, -ENOTDIR, "`%s` is not a directory, and there are several to copy",
+				 c->paths[c->n - 1].given);
 	for (size_t i = 0; i + 1 < c->n; i++) {
 		if (look(c, &c->paths[i], &from, err) < 0)
 			return err->code;

@@ -2,15 +2,17 @@
 
 #include <string.h>
 
+#include "lib/base/buf.h"
 #include "lib/base/mem.h"
 #include "lib/store/layout.h"
 
-/* The programs run in the guest's home, and ~ is quoted away on the way there. */
+/* The programs run in the guest's home, and ~ is quoted away on the way there. HOST::NAME
+ * would be a module of a daemon to rsync. */
 static char *guest_path(const char *path)
 {
 	if (path[0] == '~' && (!path[1] || path[1] == '/'))
-		return xstrdup(path + 1 + strspn(path + 1, "/"));
-	return xstrdup(path);
+		path += 1 + strspn(path + 1, "/");
+	return xasprintf("%s%s", path[0] == ':' ? "./" : "", path);
 }
 
 /* So that nobody takes what stands before a colon for a host. */
@@ -39,6 +41,19 @@ void copy_path_done(struct copy_path *p)
 {
 	free(p->instance);
 	free(p->path);
+}
+
+char *copy_path_ssh_config(const char *home, const struct copy_path *paths, size_t n)
+{
+	struct buf b = { 0 };
+
+	buf_add_str(&b, "# Written by limactl copy: every instance, as lima-NAME\n");
+	for (size_t i = 0; i < n; i++)
+		if (paths[i].instance)
+			buf_addf(&b, "Include \"%s/%s/%s\"\n", home, paths[i].instance,
+				 layout_file_name(FILE_SSH_CONFIG));
+	buf_addf(&b, "Include \"%s/[A-Za-z0-9]*/%s\"\n", home, layout_file_name(FILE_SSH_CONFIG));
+	return buf_steal_str(&b);
 }
 
 void copy_path_trim(struct copy_path *p, bool slash)

@@ -17,6 +17,8 @@ static void test_copy_path_here_or_in_an_instance(void **state)
 		{ "web:/etc/hosts", "web", "/etc/hosts" },
 		{ "web:", "web", "" },
 		{ "web:a:b", "web", "a:b" },
+		{ "web::a", "web", "./:a" },	/* to rsync web::a is a daemon's */
+		{ "web:~/:a", "web", "./:a" },
 		{ "web:~/x", "web", "x" },	/* both programs start at home */
 		{ "web:~", "web", "" },
 		{ "web:~bob/x", "web", "~bob/x" },
@@ -58,11 +60,29 @@ static void test_copy_path_slashes_at_the_end(void **state)
 	}
 }
 
+static void test_copy_path_ssh_finds_those_that_take_part_first(void **state)
+{
+	struct copy_path p[3];
+
+	copy_path_parse("a.b:x", &p[0]);
+	copy_path_parse("./y", &p[1]);
+	copy_path_parse("db:", &p[2]);
+	scoped_free char *text = copy_path_ssh_config("/h", p, ARRAY_SIZE(p));
+
+	assert_string_equal(text, "# Written by limactl copy: every instance, as lima-NAME\n"
+				  "Include \"/h/a.b/ssh.config\"\n"
+				  "Include \"/h/db/ssh.config\"\n"
+				  "Include \"/h/[A-Za-z0-9]*/ssh.config\"\n");
+	for (size_t i = 0; i < ARRAY_SIZE(p); i++)
+		copy_path_done(&p[i]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_copy_path_here_or_in_an_instance),
 		cmocka_unit_test(test_copy_path_slashes_at_the_end),
+		cmocka_unit_test(test_copy_path_ssh_finds_those_that_take_part_first),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
