@@ -11,8 +11,6 @@
 #include "proto/status.h"
 #include "proto/tunnel_io.h"
 
-/* Below the streams a server of ours allows (rpc.c), so that a call such as the
- * probe is never the one that has to wait for a free stream. */
 struct guest_tunnel {	/* owner: its user until `closed`, reset or close; then itself
 			 * until its operations completed */
 	struct tunnel_io io;
