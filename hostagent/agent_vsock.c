@@ -176,6 +176,7 @@ static void on_forward_off(void *arg, const struct error *err)
 	struct agent_vsock *v = arg;
 	struct error failed = *err;
 
+	v->refs++;	/* ssh_moved() may give up the last one */
 	if (!driver_runs(v)) {
 		ssh_moved(v, SSH_NOWHERE);
 	} else if (failed.code || listen_ssh(v, &failed) < 0) {
@@ -187,6 +188,7 @@ static void on_forward_off(void *arg, const struct error *err)
 	}
 	if (driver_runs(v))
 		judge_ssh(v);
+	unref(v);
 }
 
 static void ssh_to_vsock(struct agent_vsock *v)

@@ -38,6 +38,8 @@ static struct fx {
 
 static bool has_device = true;
 static int unplug_code, forward_code;	/* the driver's answers, also while it starts */
+static struct answer *held;		/* its answer when it is to come later */
+static bool hold;
 
 /* --- what the rest of the agent is here ---------------------------------- */
 
@@ -71,7 +73,10 @@ static void driver_is_asked(const char *what, driver_done_fn done, void *arg, in
 
 	strv_add(&fx.log, what);
 	*answer = (struct answer){ done, arg, code };
-	loop_post(&fx.a.loop, on_answer, answer);
+	if (hold)
+		held = answer;
+	else
+		loop_post(&fx.a.loop, on_answer, answer);
 }
 
 static void driver_plug(struct driver *d, driver_done_fn done, void *arg)
@@ -446,6 +451,25 @@ static void test_agent_vsock_ssh_without_a_device(void **state)
 	stop();
 }
 
+/* What was asked for is the last that is left of it then. */
+static void test_agent_vsock_ends_with_the_last_answer(void **state)
+{
+	const struct agent_waits waits = { .ssh_boot_ms = 10 };
+
+	start(true, false, &waits);
+	WAIT_FOR(was_told("ssh goes over its network"));
+	hold = true;
+	mock_vsock_set_up(&fx.vsock, true);
+	agent_comes(RELAY_VSOCK_PORT);
+	WAIT_FOR(held);
+	hold = false;
+	steps_stop(fx.a.steps, NULL);
+	turn(50);
+	assert_false(fx.down);
+	loop_post(&fx.a.loop, on_answer, steal_ptr(&held));
+	stop();
+}
+
 static int make_dir(void **state)
 {
 	return mkdtemp(dir) ? 0 : -1;
@@ -470,6 +494,7 @@ int main(void)
 		cmocka_unit_test(test_agent_vsock_ssh_patience_shortens_with_the_agent),
 		cmocka_unit_test(test_agent_vsock_ssh_port_is_taken),
 		cmocka_unit_test(test_agent_vsock_ssh_without_a_device),
+		cmocka_unit_test(test_agent_vsock_ends_with_the_last_answer),
 	};
 
 	unsetenv("LIMA_SSH_OVER_VSOCK");
