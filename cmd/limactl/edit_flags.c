@@ -140,7 +140,7 @@ static int count_items(const struct buf *y, const char *path, size_t *ret, struc
 
 static int set_mounts_writable(struct buf *y, const char *path, const char *value, struct error *err)
 {
-	size_t n;
+	size_t n = 0;
 
 	if (count_items(y, path, &n, err) < 0)
 		return err->code;
@@ -156,7 +156,7 @@ static int set_mounts_writable(struct buf *y, const char *path, const char *valu
 /* Images whose @key is not @value go; that of the first one left decides (reference/lima-yaml.md §5). */
 static int keep_images(struct buf *y, const char *key, const char *value, struct error *err)
 {
-	size_t n, left;
+	size_t n = 0, left;
 
 	if (count_items(y, "images", &n, err) < 0)
 		return err->code;
@@ -179,7 +179,7 @@ static int keep_images(struct buf *y, const char *key, const char *value, struct
 static int has_network(const struct buf *y, const char *path, const char *name, bool *ret,
 		       struct error *err)
 {
-	size_t n;
+	size_t n = 0;
 
 	if (count_items(y, path, &n, err) < 0)
 		return err->code;
