@@ -113,13 +113,13 @@ static void tell_ssh(struct agent_vsock *v)
 					     "no way to the guest's sshd by its vsock");
 }
 
+/* The caller gives up the reference that moving had. */
 static void ssh_moved(struct agent_vsock *v, enum ssh_at at)
 {
 	v->ssh_moving = false;
 	v->ssh_at = at;
 	if (driver_runs(v))
 		tell_ssh(v);
-	unref(v);
 }
 
 static void on_forward_on(void *arg, const struct error *err)
@@ -135,6 +135,7 @@ static void on_forward_on(void *arg, const struct error *err)
 			      "over its network");
 	}
 	ssh_moved(v, err->code ? SSH_NOWHERE : SSH_AT_NETWORK);
+	unref(v);
 }
 
 /* Off first: one that is there already, of a VM that was adopted, would be refused
@@ -144,10 +145,12 @@ static void on_forward_off_before_on(void *arg, const struct error *err)
 	struct agent_vsock *v = arg;
 	struct agent *a = v->a;
 
-	if (driver_runs(v))
+	if (driver_runs(v)) {
 		a->driver_ops->ssh_forward(a->driver, true, on_forward_on, v);
-	else
-		ssh_moved(v, SSH_NOWHERE);
+		return;
+	}
+	ssh_moved(v, SSH_NOWHERE);
+	unref(v);
 }
 
 static void ssh_to_network(struct agent_vsock *v)
@@ -176,7 +179,6 @@ static void on_forward_off(void *arg, const struct error *err)
 	struct agent_vsock *v = arg;
 	struct error failed = *err;
 
-	v->refs++;	/* ssh_moved() may give up the last one */
 	if (!driver_runs(v)) {
 		ssh_moved(v, SSH_NOWHERE);
 	} else if (failed.code || listen_ssh(v, &failed) < 0) {
