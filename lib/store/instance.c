@@ -396,6 +396,15 @@ int instance_clone(const struct instance *from, const char *name, const struct p
 
 int instance_rename(const struct instance *inst, const char *name, struct error *err)
 {
+	scoped_free char *id = layout_instance_file(inst->dir, FILE_INSTANCE_ID);
+
+	if (instance_check_new(inst->lima_home, name, err) < 0)
+		return err->code;
+	/* The network card's address is made from the directory (drivers/mac.h), and
+	 * cloud-init sets the network up only for an id that it has not seen
+	 * (cloud-init, Events and updates: boot-new-instance). */
+	if (unlink(id) < 0 && errno != ENOENT)
+		return error_sys(err, -errno, "remove %s", id);
 	return take_name(inst->lima_home, inst->dir, name, "rename", err);
 }
 

@@ -70,7 +70,8 @@ int instance_check_new(const char *lima_home, const char *name, struct error *er
 struct progress;
 int instance_clone(const struct instance *from, const char *name, const struct progress *progress,
 		   struct error *err);
-/* The same one under another name, all its files with it. */
+/* The same one under another name, all its files with it but the instance-id: the guest
+ * has another network card then, and sets itself up for it. */
 int instance_rename(const struct instance *inst, const char *name, struct error *err);
 
 /* Removes what the first start makes, above all the disk; what the user chose stays:

@@ -93,19 +93,22 @@ static void test_rename_that_fails_changes_nothing(void **state)
 	assert_true(file_has("one", FILE_LIMA_YAML, "cpus: 1"));
 }
 
-static void test_rename_gives_ssh_the_new_name(void **state)
+static void test_rename_tells_ssh_and_the_guest(void **state)
 {
 	scoped_free char *dir = layout_instance_dir(home, "after");
 	scoped_free char *sock = layout_instance_file(dir, FILE_SSH_SOCK);
 
 	create("before");
 	write_file("before", FILE_SSH_CONFIG, "Host lima-before\n  Port 43022\n");
+	write_file("before", FILE_INSTANCE_ID, "iid-0123456789abcdef\n");
 	assert_int_equal(RUN(verb_rename, "before", "after", "--cpus", "3"), 0);
 	assert_true(file_has("after", FILE_LIMA_YAML, "cpus: 3"));
 	assert_true(file_has("after", FILE_SSH_CONFIG, "Host lima-after\n"));
 	assert_true(file_has("after", FILE_SSH_CONFIG, sock));
 	assert_false(file_has("after", FILE_SSH_CONFIG, "before"));
 	assert_int_equal(ssh_config_port(dir), 43022);
+	/* its card has another address: cloud-init must look at the network again */
+	assert_false(file_has("after", FILE_INSTANCE_ID, ""));
 }
 
 static void test_clone_that_flags_would_break_is_none(void **state)
@@ -159,7 +162,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_rename_that_fails_changes_nothing),
-		TEST(test_rename_gives_ssh_the_new_name),
+		TEST(test_rename_tells_ssh_and_the_guest),
 		TEST(test_clone_that_flags_would_break_is_none),
 		TEST(test_clone_of_what_cannot_be_read_is_none),
 		TEST(test_edit_file_leaves_its_mode_and_place),
