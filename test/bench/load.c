@@ -437,11 +437,15 @@ static void appear(uint16_t port, unsigned n)
 {
 	double *ms[2] = { calloc(n, sizeof(double)), calloc(n, sizeof(double)) };
 	unsigned ok[2] = { 0 }, failed = 0;
-	uint64_t rtt;
-	int64_t offset = clock_offset(&rtt);
+	enum { CLOCK_EVERY = 20 };	/* cycles: the guest's clock drifts, and is set */
+	uint64_t rtt = 0, worst = 0;
+	int64_t offset = 0;
 	char line[32];
 
 	for (unsigned i = 0; i < n; i++) {
+		if (i % CLOCK_EVERY == 0)
+			offset = clock_offset(&rtt);
+		worst = rtt > worst ? rtt : worst;
 		for (int close_it = 0; close_it < 2; close_it++) {
 			snprintf(line, sizeof(line), "%s %u\n", close_it ? "close" : "listen", port);
 			int fd = ask(line);
@@ -455,7 +459,7 @@ static void appear(uint16_t port, unsigned n)
 				failed++;
 		}
 	}
-	printf("{\"failed\": %u, \"clock_error_ms\": %.3f, ", failed, (double)rtt / 2e6);
+	printf("{\"failed\": %u, \"clock_error_ms\": %.3f, ", failed, (double)worst / 2e6);
 	print_times("open_ms", ms[0], ok[0]);
 	printf(", ");
 	print_times("close_ms", ms[1], ok[1]);
