@@ -10,12 +10,14 @@ enum { MIB = 1 << 20 };
 /* tcg_cpu: everything TCG can do, but for the promise that `rep movsb` is fast (erms,
  * fsrm; Intel SDM vol. 1, 7.3.9.3): the kernel and glibc copy with it then, which TCG
  * does byte by byte. Without, a Debian 12 guest reads a tmpfs at 1.2 GB/s and not 0.37,
- * clears pages at 3 and not 0.5, and boots a tenth sooner. Booting Debian 13 to sshd's banner, 2 vCPUs of
- * 2 busy cores, median CPU seconds of QEMU in 7 to 15 runs: qemu64 11.7, max
- * 12.6; Nehalem and Haswell 14.2 (an Intel name makes the kernel split its page
- * tables against Meltdown). la57=off, no smap, no avx: within the noise of 1 s.
- * qemu64 is not worth its price: it lacks SSE4 and AVX, without which x86-64-v2
- * and -v3 programs (RHEL 9 and 10 containers, many wheels) do not even start. */
+ * clears pages at 3 and not 0.5, and boots a tenth sooner.
+ *
+ * Booting Debian 13 to sshd's banner, 2 vCPUs of 2 busy cores, median CPU seconds of
+ * QEMU in 7 to 15 runs: qemu64 11.7, max 12.6 (with erms); Nehalem and Haswell 14.2
+ * (an Intel name makes the kernel split its page tables against Meltdown). la57=off,
+ * no smap, no avx: within the noise of 1 s. qemu64 is not worth its price: it lacks
+ * SSE4 and AVX, without which x86-64-v2 and -v3 programs (RHEL 9 and 10 containers,
+ * many wheels) do not even start. */
 static const struct qemu_arch arches[ARCH_COUNT] = {
 	[ARCH_X86_64] = {
 		.suffix = "x86_64", .env = "QEMU_SYSTEM_X86_64", .package = "qemu-system-x86",

@@ -22,6 +22,15 @@
 
 static struct fx fx;
 
+/* A guest that does no more than @script; the device has to bear it. */
+static void play(void (*script)(struct vsock_guest *g, void *arg))
+{
+	fx_open(&fx, NULL);
+	vsock_guest_run(&fx.guest, script, NULL);
+	assert_true(until(&fx, script_done, &fx));
+	fx_stop(&fx);
+}
+
 /* --- the life of the guest ------------------------------------------------ */
 
 static atomic_int stage;
@@ -282,10 +291,7 @@ static void many_strays(struct vsock_guest *g, void *arg)
 /* A guest with much to say does not listen meanwhile (virtio_transport_more_replies). */
 static void test_vsock_answers_nobody_takes_do_not_stop_the_device(void **state)
 {
-	fx_open(&fx, NULL);
-	vsock_guest_run(&fx.guest, many_strays, NULL);
-	assert_true(until(&fx, script_done, &fx));
-	fx_stop(&fx);
+	play(many_strays);
 }
 
 static void other_interrupts(struct vsock_guest *g, void *arg)
@@ -304,10 +310,7 @@ static void other_interrupts(struct vsock_guest *g, void *arg)
 /* QEMU swaps the descriptor to mask and unmask the interrupt, without waiting for us. */
 static void test_vsock_a_new_interrupt_is_raised_once(void **state)
 {
-	fx_open(&fx, NULL);
-	vsock_guest_run(&fx.guest, other_interrupts, NULL);
-	assert_true(until(&fx, script_done, &fx));
-	fx_stop(&fx);
+	play(other_interrupts);
 }
 
 static void stray_packets(struct vsock_guest *g, void *arg)
@@ -334,10 +337,7 @@ static void stray_packets(struct vsock_guest *g, void *arg)
 
 static void test_vsock_packets_of_no_connection_are_reset(void **state)
 {
-	fx_open(&fx, NULL);
-	vsock_guest_run(&fx.guest, stray_packets, NULL);
-	assert_true(until(&fx, script_done, &fx));
-	fx_stop(&fx);
+	play(stray_packets);
 }
 
 int main(void)
