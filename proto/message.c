@@ -92,19 +92,41 @@ static void clean_ports(size_t *n, IPPort **ports)
 	*n = kept;
 }
 
-/* Turns the rest of a line around, or is not seen: U+200E, 200F, 202A to 202E, 2066 to
- * 2069, FEFF (Unicode TR 9, TR 36). @s: a sequence of @n bytes. */
+/* The code point of a valid sequence of @n bytes (RFC 3629). */
+static uint32_t code_point(const char *s, size_t n)
+{
+	static const uint8_t first_bits[] = { 0, 0x7f, 0x1f, 0x0f, 0x07 };
+	uint32_t c = (uint8_t)s[0] & first_bits[n];
+
+	for (size_t i = 1; i < n; i++)
+		c = c << 6 | ((uint8_t)s[i] & 0x3f);
+	return c;
+}
+
+/* Turns the rest of a line around, begins another one, or is not seen while the text
+ * is another (Unicode TR 9, TR 36; TR 14 on line breaks). The joiners 200C
+ * and 200D are not seen either, but words of Persian and Hindi are misspelt without
+ * them: they stay. 0085 is one of the C1 controls. @s: a sequence of @n bytes. */
 static bool is_deceiving(const char *s, size_t n)
 {
-	const unsigned char *u = (const unsigned char *)s;
+	static const struct {
+		uint32_t first, last;
+	} ranges[] = {
+		{ 0x00ad, 0x00ad },	/* soft hyphen */
+		{ 0x061c, 0x061c },	/* Arabic letter mark */
+		{ 0x200b, 0x200b },	/* zero width space */
+		{ 0x200e, 0x200f },	/* left-to-right, right-to-left mark */
+		{ 0x2028, 0x202e },	/* line, paragraph separator; embeddings, overrides */
+		{ 0x2060, 0x206f },	/* word joiner, invisible signs, isolates, shaping */
+		{ 0xfeff, 0xfeff },	/* byte order mark, or no-break of no width */
+		{ 0xe0000, 0xe007f },	/* tags: a whole text nobody sees */
+	};
+	uint32_t c = code_point(s, n);
 
-	if (n != 3)
-		return false;
-	if (u[0] == 0xe2 && u[1] == 0x80)
-		return u[2] == 0x8e || u[2] == 0x8f || (u[2] >= 0xaa && u[2] <= 0xae);
-	if (u[0] == 0xe2 && u[1] == 0x81)
-		return u[2] >= 0xa6 && u[2] <= 0xa9;
-	return u[0] == 0xef && u[1] == 0xbb && u[2] == 0xbf;
+	for (size_t i = 0; i < ARRAY_SIZE(ranges); i++)
+		if (c >= ranges[i].first && c <= ranges[i].last)
+			return true;
+	return false;
 }
 
 void message_clean_text(char *s, size_t max)

@@ -289,6 +289,12 @@ static void test_message_texts_are_made_printable(void **state)
 		{ "turned \xe2\x80\xae" "exe", "turned ???exe", 100 },
 		{ "\xe2\x81\xa6\xef\xbb\xbf\xe2\x80\x8f", "?????????", 100 },
 		{ "\xe2\x80\xa6 \xef\xbb\xbe", "\xe2\x80\xa6 \xef\xbb\xbe", 100 },	/* an ellipsis stays */
+		{ "\xd8\x9c\xe2\x80\xaf", "??\xe2\x80\xaf", 100 }, /* 061C; 202F is a space */
+		{ "\xe2\x80\xaa\xe2\x81\xa9", "??????", 100 },	/* 202A, 2069 */
+		{ "one\xe2\x80\xa8" "two\xe2\x80\xa9three\xc2\x85", "one???two???three??", 100 },
+		{ "ro\xe2\x80\x8bot\xe2\x81\xa0\xc2\xad", "ro???ot?????", 100 },
+		{ "\xf3\xa0\x81\x81\xf0\x9f\x90\xa7", "????\xf0\x9f\x90\xa7", 100 }, /* a tag, a penguin */
+		{ "\xe2\x80\x8c\xe2\x80\x8d", "\xe2\x80\x8c\xe2\x80\x8d", 100 }, /* joiners stay */
 		{ "12345", "123", 3 },
 		{ "", "", 3 },
 	};
