@@ -531,7 +531,12 @@ static int make_device(struct agent_vsock *v, struct error *err)
 	v->path = layout_instance_file(a->dir, FILE_VSOCK_SOCK);
 	if (unix_listen(v->path, &fd, &v->socket_id, err) < 0)
 		return err->code;
-	return vsock_new(&o, fd, &v->device, err);
+	if (vsock_new(&o, fd, &v->device, err) < 0) {
+		/* nobody listens there any more, and no undo step will come */
+		unix_remove(v->path, &v->socket_id);
+		return err->code;
+	}
+	return 0;
 }
 
 static void make_users(struct agent_vsock *v)

@@ -156,6 +156,10 @@ int vsock_new(const struct vsock_options *opts, int listen_fd, struct vsock **re
 {
 	struct vsock *v = mock_vsock_next;
 
+	if (!v) {
+		close(listen_fd);
+		return error_set(err, -EMFILE, "mock vsock: too many open files");
+	}
 	mock_vsock_init(v, opts->loop);
 	v->up = false;
 	v->o = *opts;

@@ -37,7 +37,7 @@ struct vsock {
 };
 
 void mock_vsock_init(struct vsock *v, struct loop *loop);
-/* What vsock_new() gives out; one at a time. */
+/* What vsock_new() gives out; one at a time. NULL: it fails. */
 extern struct vsock *mock_vsock_next;
 /* With the callback; connections end first. */
 void mock_vsock_set_up(struct vsock *v, bool up);

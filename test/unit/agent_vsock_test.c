@@ -36,7 +36,7 @@ static struct fx {
 	bool up, down;
 } fx;
 
-static bool has_device = true;
+static bool has_device = true, device_fails;
 static int unplug_code, forward_code;	/* the driver's answers, also while it starts */
 static struct answer *held;		/* its answer when it is to come later */
 static bool hold;
@@ -196,7 +196,7 @@ static void start(bool over_vsock, bool adopted, const struct agent_waits *waits
 	assert_int_equal(loop_init(&fx.a.loop, &err), 0);
 	uv_timer_init(&fx.a.loop.uv, &fx.tick);
 	uv_timer_start(&fx.tick, on_tick, 5, 5);
-	mock_vsock_next = &fx.vsock;
+	mock_vsock_next = device_fails ? NULL : &fx.vsock;
 	fx.a.steps = steps_new(&fx.a.loop, &so);
 	steps_start(fx.a.steps);
 	WAIT_FOR(fx.up);
@@ -470,6 +470,18 @@ static void test_agent_vsock_ends_with_the_last_answer(void **state)
 	stop();
 }
 
+static void test_agent_vsock_that_cannot_be_made(void **state)
+{
+	scoped_free char *path = xasprintf("%s/vsock.sock", dir);
+
+	device_fails = true;
+	start(true, false, NULL);
+	device_fails = false;
+	assert_null(fx.a.vsock);
+	assert_false(path_exists(path));
+	stop();
+}
+
 static int make_dir(void **state)
 {
 	return mkdtemp(dir) ? 0 : -1;
@@ -495,6 +507,7 @@ int main(void)
 		cmocka_unit_test(test_agent_vsock_ssh_port_is_taken),
 		cmocka_unit_test(test_agent_vsock_ssh_without_a_device),
 		cmocka_unit_test(test_agent_vsock_ends_with_the_last_answer),
+		cmocka_unit_test(test_agent_vsock_that_cannot_be_made),
 	};
 
 	unsetenv("LIMA_SSH_OVER_VSOCK");
