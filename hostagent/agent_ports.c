@@ -57,7 +57,7 @@ static int status_of(const struct error *err)
 		int code, status;
 	} statuses[] = {
 		{ -EINVAL, 400 }, { -EPERM, 403 }, { -ENOENT, 404 }, { -EEXIST, 409 },
-		{ -ENOTSUP, 422 }, { -ENOSPC, 507 }, { -EAGAIN, 503 },
+		{ -ENOTSUP, 422 }, { -ENOSPC, 507 }, { -EAGAIN, 503 }, { -EMSGSIZE, 413 },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(statuses); i++)
@@ -162,7 +162,9 @@ int agent_post_ports(void *arg, const json_t *body, json_t **ret, struct error *
 		struct wanted *w = &wanted[n - 1 - i];
 
 		w->text = json_dumps(item_at(body, i), JSON_COMPACT);
-		rc = parse_rule(a, w->text, &w->rule, err);
+		rc = live_rules_check(w->text, err);
+		if (rc == 0)
+			rc = parse_rule(a, w->text, &w->rule, err);
 	}
 	if (rc == 0)
 		rc = add_rules(a, wanted, n, ids, err);

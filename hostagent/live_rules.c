@@ -1,11 +1,14 @@
 #include "hostagent/live_rules.h"
 
+#include <assert.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
 #include <unistd.h>
 
+#include "hostagent/forward/rule.h"
 #include "lib/base/buf.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -13,7 +16,8 @@
 #include "lib/base/strv.h"
 
 enum {
-	FILE_MAX_BYTES = 1 << 20,	/* forward/rule.h allows 256 rules: 4 KiB each */
+	LINE_MAX_BYTES = sizeof("4294967295 \n") - 1 + LIVE_RULE_MAX_BYTES,
+	FILE_MAX_BYTES = RULE_LIVE_MAX * LINE_MAX_BYTES,	/* 1 MiB */
 	ID_MAX = 1 << 30,		/* ids go on from the highest */
 };
 
@@ -102,7 +106,7 @@ static bool parse_line(const char *line, unsigned *ret_id, const char **ret_text
 		return false;
 	*ret_id = (unsigned)id;
 	*ret_text = end + 1;
-	return true;
+	return strlen(*ret_text) <= LIVE_RULE_MAX_BYTES;
 }
 
 void live_rules_read(struct live_rules *l, void (*each)(void *arg, unsigned id, const char *text),
@@ -128,10 +132,19 @@ void live_rules_read(struct live_rules *l, void (*each)(void *arg, unsigned id, 
 
 /* --- the list ------------------------------------------------------------ */
 
+int live_rules_check(const char *text, struct error *err)
+{
+	if (strlen(text) > LIVE_RULE_MAX_BYTES)
+		return error_set(err, -EMSGSIZE, "a rule of %zu bytes; %d are possible, shorten its paths",
+				 strlen(text), LIVE_RULE_MAX_BYTES);
+	return 0;
+}
+
 void live_rules_add(struct live_rules *l, unsigned id, const char *text)
 {
 	struct kept *k = xnew(struct kept);
 
+	assert(strlen(text) <= LIVE_RULE_MAX_BYTES);
 	k->id = id;
 	k->text = xstrdup(text);
 	TAILQ_INSERT_TAIL(&l->rules, k, next);

@@ -629,6 +629,21 @@ static void test_agent_live_rules_outlive_it(void **state)
 	stop_in_order();
 }
 
+/* What could not be kept for the next host agent is told at once. */
+static void test_agent_live_rule_of_any_length(void **state)
+{
+	scoped_free char *longest = xasprintf("{\"guestSocket\":\"/run/%05000d\","
+					      "\"hostSocket\":\"%s/x.sock\"}", 0, dir);
+	scoped_free char *answer = NULL;
+
+	start_to_running();
+	answer = ask_with("POST", "/v1/ports", longest);
+	assert_non_null(strstr(answer, " 413 "));
+	assert_non_null(strstr(answer, "4096 are possible"));
+	assert_false(rules_say("x.sock"));
+	stop_in_order();
+}
+
 /* Lima's switch counts for rules of a running instance as for those of the file. */
 static void test_agent_live_rules_take_the_lane_asked_for(void **state)
 {
@@ -746,6 +761,7 @@ int main(void)
 		AGENT_TEST(test_agent_second_one_is_refused),
 		AGENT_TEST(test_agent_killed_and_adopted),
 		AGENT_TEST(test_agent_live_rules_outlive_it),
+		AGENT_TEST(test_agent_live_rule_of_any_length),
 		AGENT_TEST(test_agent_live_rules_take_the_lane_asked_for),
 		AGENT_TEST(test_agent_broken_yaml),
 	};
