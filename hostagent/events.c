@@ -27,6 +27,7 @@ struct subscriber {
 struct events {
 	int fd;
 	bool fd_is_file;	/* a write to anything else may block, see write_line */
+	bool torn;		/* what it ends with is half a line: the disk was full */
 	bool running, degraded, exiting;
 	uint16_t ssh_port;
 	struct strv errors;
@@ -124,11 +125,13 @@ static char *line_of(json_t *status)
 }
 
 /* One write(), so that readers and other writers never see half a line between
- * two others. A pipe nobody empties must not stop the loop: better lose it. */
+ * two others. A pipe nobody empties must not stop the loop: better lose it. Half a
+ * line is ended by the next one and stands for itself then: readers skip it, and the
+ * next line says the whole status again. Cutting it off would confuse who has read it. */
 static void write_line(struct events *e, const char *line)
 {
 	struct pollfd p = { .fd = e->fd, .events = POLLOUT };
-	scoped_free char *out = xasprintf("%s\n", line);
+	scoped_free char *out = xasprintf("%s%s\n", e->torn ? "\n" : "", line);
 	size_t len = strlen(out);
 	ssize_t n;
 
@@ -137,6 +140,8 @@ static void write_line(struct events *e, const char *line)
 	do
 		n = write(e->fd, out, len);
 	while (n < 0 && errno == EINTR);
+	if (n > 0)
+		e->torn = out[n - 1] != '\n';
 	if (n != (ssize_t)len)
 		log_warn_limited("events: wrote %zd of %zu bytes: %s", n, len,
 				 n < 0 ? error_text(-errno) : "no space");

@@ -1,14 +1,20 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <cmocka.h>
 
 #include "hostagent/events.h"
 #include "lib/base/mem.h"
+#include "lib/base/path.h"
+#include "lib/base/strv.h"
 
 static int pipe_fds[2];
 static struct events *events;
@@ -129,6 +135,57 @@ static void test_events_full_pipe_does_not_block(void **state)
 		events_notice(events, "nobody reads this, and the loop must go on all the same");
 }
 
+/* No room for more than @bytes; a write that begins below is cut there, as by a full
+ * disk (setrlimit(2)). */
+static void set_room(rlim_t bytes)
+{
+	struct rlimit r;
+
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &r), 0);
+	r.rlim_cur = MIN(bytes, r.rlim_max);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &r), 0);
+}
+
+/* Half a line stays alone, however often there is no room. */
+static void test_events_full_disk(void **state)
+{
+	char path[] = "/tmp/lima-events-XXXXXX";
+	int fd = mkostemp(path, O_APPEND);
+	struct events *e = events_new(fd);
+	scoped_strv struct strv lines = { 0 };
+	struct error err = ERROR_NONE;
+	struct event_view v;
+	struct buf b = { 0 };
+	json_t *root;
+
+	signal(SIGXFSZ, SIG_IGN);
+	events_notice(e, "first");
+	for (unsigned room = 1; room < 30; room++) {
+		set_room((rlim_t)lseek(fd, 0, SEEK_END) + room);
+		events_notice(e, "torn");
+		events_notice(e, "nothing");
+		set_room(RLIM_INFINITY);
+		if (room % 3)
+			continue;	/* torn again */
+		events_notice(e, "whole");
+	}
+	events_free(e);
+	assert_int_equal(path_read_file(path, 65536, &b, &err), 0);
+	unlink(path);
+	close(fd);
+	strv_split(&lines, buf_str(&b), "\n");
+	buf_done(&b);
+	for (size_t i = 0, notices = 0; i < lines.len; i++) {
+		if (event_parse(lines.items[i], strlen(lines.items[i]), &v, &root, &err) < 0) {
+			assert_true(strlen(lines.items[i]) < 30);
+			continue;
+		}
+		assert_string_equal(v.notice, notices++ ? "whole" : "first");
+		assert_true(i + 1 < lines.len || notices == 1 + 29 / 3);
+		json_decref(root);
+	}
+}
+
 static void count(void *arg, const char *text)
 {
 	unsigned *n = arg;
@@ -205,6 +262,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_events_hostile_text, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_events_full_pipe_does_not_block, setup,
 						teardown),
+		cmocka_unit_test(test_events_full_disk),
 		cmocka_unit_test_setup_teardown(test_events_subscribers, setup, teardown),
 		cmocka_unit_test(test_events_reads_lima),
 		cmocka_unit_test(test_events_bad_lines),
