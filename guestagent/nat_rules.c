@@ -255,6 +255,13 @@ struct place {		/* in a rule, in the depth of jumps */
 
 static void walk_ops(struct walk *w, struct place at, struct way way);
 
+/* Whatever can be repeated by jumps pays for it: 2^16 ways lead through 16 chains that
+ * each jump twice, and each may end at a quarter million rules. */
+static void spend(struct walk *w, size_t steps)
+{
+	w->work -= (unsigned)MIN(steps, (size_t)w->work);
+}
+
 static size_t addr_len(uint8_t family)
 {
 	return family == AF_INET ? 4 : 16;
@@ -303,10 +310,11 @@ static bool narrow_to(struct way *way, const struct nat_range *to)
 }
 
 /* The first of the guest's own addresses in the destination asked for. */
-static const struct port *find_local(const struct walk *w, const struct nat_range *to)
+static const struct port *find_local(struct walk *w, const struct nat_range *to)
 {
 	size_t len = addr_len(to->family);
 
+	spend(w, w->env->locals_len / NAT_WORK_LOCALS);
 	for (size_t i = 0; i < w->env->locals_len; i++) {
 		const struct port *p = &w->env->locals[i];
 
@@ -326,23 +334,27 @@ static void set_addr(struct port *p, uint8_t family, const uint8_t *addr, uint16
 }
 
 /* Where @p is in the table, or belongs. Ports are what differs. */
-static uint16_t *port_slot(struct nat_ports *ret, const struct port *p)
+static uint16_t *port_slot(struct walk *w, const struct port *p)
 {
+	struct nat_ports *ret = w->ret;
 	uint32_t i = (p->port * 2u + (p->proto == IPPROTO_UDP)) % PORT_SLOTS;
 
 	if (!ret->by_port)
 		ret->by_port = xcalloc(PORT_SLOTS, sizeof(*ret->by_port));
 	while (ret->by_port[i] &&
-	       memcmp(&ret->items[ret->by_port[i] - 1].port, p, sizeof(*p)) != 0)
+	       memcmp(&ret->items[ret->by_port[i] - 1].port, p, sizeof(*p)) != 0) {
 		i = (i + 1) % PORT_SLOTS;
+		spend(w, 1);
+	}
 	return &ret->by_port[i];
 }
 
 static void add_port(struct walk *w, const struct nat_port *port)
 {
 	struct nat_ports *ret = w->ret;
-	uint16_t *slot = port_slot(ret, &port->port);
+	uint16_t *slot = port_slot(w, &port->port);
 
+	spend(w, 1);
 	if (*slot) {
 		struct nat_port *known = &ret->items[*slot - 1];
 
@@ -372,7 +384,7 @@ static void publish(struct walk *w, const struct way *way, const struct nat_op *
 			      .output = way->hook == NAT_HOOK_OUTPUT };
 	uint8_t any[16] = { 0 };
 
-	for (unsigned n = way->low; n <= way->high; n++) {
+	for (unsigned n = way->low; n <= way->high && w->work > 0; n++) {
 		set_addr(&p.port, family, local && !way->external ? local->addr : any, (uint16_t)n);
 		if (way->external && way->to_named)
 			set_addr(&p.via, family, local ? local->addr : way->to.low, (uint16_t)n);
@@ -386,7 +398,7 @@ static void publish(struct walk *w, const struct way *way, const struct nat_op *
 	}
 }
 
-static bool for_this_guest(const struct walk *w, const struct way *way)
+static bool for_this_guest(struct walk *w, const struct way *way)
 {
 	if (way->external)
 		return true;
@@ -423,6 +435,7 @@ static void walk_chain(struct walk *w, uint32_t id, struct way way, unsigned dep
 	for (uint32_t i = r->chains[id].first; i != NONE && w->work > 0; i = r->rules[i].next) {
 		const struct nat_op *ops;
 
+		spend(w, 1);
 		if (r->rules[i].ops == 0)
 			continue;
 		ops = r->ops + r->rules[i].op;
@@ -492,7 +505,7 @@ static bool do_lookup(struct walk *w, struct place at, struct way *way)
 		const struct nat_elem *e = &r->elems[i].e;
 		struct way next = *way;
 
-		w->work--;
+		spend(w, 1);
 		if (!narrow_elem(&next, e, op->lookup.words))
 			continue;
 		if (op->lookup.verdict)
@@ -558,7 +571,7 @@ static bool (*const does[NAT_OP_KINDS])(struct walk *w, struct place at, struct 
 static void walk_ops(struct walk *w, struct place at, struct way way)
 {
 	for (; at.op < at.end && w->work > 0; at.op++) {
-		w->work--;
+		spend(w, 1);
 		assert(at.op->kind < NAT_OP_KINDS);
 		if (!does[at.op->kind](w, at, &way))
 			return;
@@ -574,11 +587,12 @@ void nat_ports_done(struct nat_ports *p)
 
 void nat_rules_walk(const struct nat_rules *r, const struct nat_env *env, struct nat_ports *ret)
 {
-	struct walk w = { .rules = r, .env = env, .ret = ret, .work = NAT_WORK_MAX };
+	struct walk w = { .rules = r, .env = env, .ret = ret, .work = NAT_WORK_MAX - ret->work };
 
 	for (uint32_t i = 0; i < r->chains_len; i++)
 		if (r->chains[i].hook != NAT_HOOK_NONE)
 			walk_chain(&w, i,
 				   (struct way){ .family = r->family, .hook = r->chains[i].hook }, 0);
+	ret->work = NAT_WORK_MAX - w.work;
 	ret->full |= w.work == 0;
 }

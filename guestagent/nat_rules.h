@@ -39,7 +39,9 @@ enum {
 	NAT_ELEMS_MAX = 131072,		/* of all sets together */
 	NAT_NAME_MAX = 256,		/* NFT_NAME_MAXLEN with its 0 byte */
 	NAT_DEPTH_MAX = 16,		/* nf_tables' own limit of jumps */
-	NAT_WORK_MAX = 2000000,		/* operations looked at in one walk */
+	NAT_WORK_MAX = 4000000,		/* steps of all walks that add to one nat_ports: rules,
+					 * operations, elements, ports; 0.1 s */
+	NAT_WORK_LOCALS = 8,		/* addresses compared in one step */
 	NAT_RANGE_MAX = 1024,		/* ports that one rule may publish */
 	NAT_PORTS_MAX = 4096,		/* ports published by all rules */
 	NAT_KEY_WORDS = 8,		/* of a set's key, 32 bits each */
@@ -153,6 +155,7 @@ struct nat_ports {
 	struct nat_port *items;		/* each port once */
 	size_t len, cap;
 	uint16_t *by_port;		/* hash table of 1 + index, 0: empty */
+	unsigned work;			/* done so far */
 	bool full;
 };
 

@@ -490,6 +490,89 @@ static void test_rules_bounded(void **state)
 	nat_rules_free(r);
 }
 
+static const char *chain_name(char *buf, size_t size, unsigned i)
+{
+	snprintf(buf, size, "c%u", i);
+	return buf;
+}
+
+/* A chain that 2^NAT_DEPTH_MAX ways lead to. */
+static uint32_t end_of_many_ways(struct nat_rules *r)
+{
+	char buf[32];
+
+	nat_rules_hook(r, nat_rules_chain(r, "c0"), NAT_HOOK_PREROUTING);
+	for (unsigned i = 0; i < 2 * NAT_DEPTH_MAX; i++) {
+		uint32_t next = nat_rules_chain(r, chain_name(buf, sizeof(buf), i / 2 + 1));
+
+		nat_rules_begin(r, nat_rules_chain(r, chain_name(buf, sizeof(buf), i / 2)));
+		nat_rules_op(r, &(struct nat_op){ .kind = NAT_OP_JUMP, .chain = next });
+	}
+	return nat_rules_chain(r, chain_name(buf, sizeof(buf), NAT_DEPTH_MAX));
+}
+
+static void fill_with_empty_rules(struct nat_rules *r, uint32_t chain)
+{
+	for (unsigned i = 0; i < NAT_RULES_MAX - 2 * NAT_DEPTH_MAX; i++)
+		nat_rules_begin(r, chain);
+}
+
+/* Each for an address that is compared with all of ours. */
+static void fill_with_addresses(struct nat_rules *r, uint32_t chain)
+{
+	const struct nat_op to = { .kind = NAT_OP_TO,
+				   .to = { .family = AF_INET, .low = { 10 }, .high = { 10 } } };
+	const struct nat_op ports = { .kind = NAT_OP_PORTS, .ports = { 80, 80 } };
+
+	for (unsigned i = 0; i < 1000; i++) {
+		nat_rules_begin(r, chain);
+		nat_rules_op(r, &to);
+		nat_rules_op(r, &ports);
+		nat_rules_op(r, &(struct nat_op){ .kind = NAT_OP_DNAT });
+	}
+}
+
+static void fill_with_ranges(struct nat_rules *r, uint32_t chain)
+{
+	struct nat_op ports = { .kind = NAT_OP_PORTS };
+
+	for (unsigned i = 1; i < 60; i++) {
+		ports.ports.low = (uint16_t)(i * NAT_RANGE_MAX);
+		ports.ports.high = (uint16_t)(ports.ports.low + NAT_RANGE_MAX - 1);
+		nat_rules_begin(r, chain);
+		nat_rules_op(r, &ports);
+		nat_rules_op(r, &(struct nat_op){ .kind = NAT_OP_DNAT });
+	}
+}
+
+/* What the ways lead to costs as much as the ways: a walk ends in its time wherever the
+ * rules are, and so do all walks of one reading together. */
+static void test_walk_bounded(void **state)
+{
+	static void (*const fills[])(struct nat_rules *r, uint32_t chain) = {
+		fill_with_empty_rules, fill_with_addresses, fill_with_ranges,
+	};
+	struct nat_env env = { .locals = xcalloc(1024, sizeof(*env.locals)), .locals_len = 1024 };
+
+	for (size_t i = 0; i < env.locals_len; i++)
+		env.locals[i] = (struct port){ .family = AF_INET, .addr = { 192, 168, i >> 8, i & 255 } };
+	for (size_t i = 0; i < ARRAY_SIZE(fills); i++) {
+		struct nat_rules *r = nat_rules_new(AF_INET);
+		struct nat_ports ports = { 0 };
+		uint64_t start_ms = clock_mono_ms();
+
+		fills[i](r, end_of_many_ways(r));
+		for (int tables = 0; tables < 64; tables++)
+			nat_rules_walk(r, &env, &ports);
+		assert_true(ports.full);
+		assert_false(nat_rules_full(r));
+		assert_true(clock_mono_ms() - start_ms < DEADLINE_MS);
+		nat_ports_done(&ports);
+		nat_rules_free(r);
+	}
+	free(env.locals);
+}
+
 static void on_ports_closed(void *arg)
 {
 	f.closed = true;
@@ -531,6 +614,7 @@ int main(void)
 		cmocka_unit_test(test_what_to_dial),
 		cmocka_unit_test(test_many_changes),
 		cmocka_unit_test(test_rules_bounded),
+		cmocka_unit_test(test_walk_bounded),
 	};
 
 	return cmocka_run_group_tests_name("ports_nat", tests, start, stop);
