@@ -1,7 +1,9 @@
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "guestagent/tunnel_impl.h"
 #include "lib/base/log.h"
@@ -9,7 +11,7 @@
 
 enum { KEEPALIVE_S = 60 };
 
-/* Owner: the tunnels list. Alive until both handles are closed.
+/* Owner: the tunnels list. Alive until its handles are closed.
  *
  * connecting --> relaying --> (stream ended in order, bytes for the socket left)
  *      |             |              draining
@@ -30,6 +32,9 @@ struct tcp {
 	bool connected;
 	bool shutting;			/* uv_shutdown() in flight */
 	bool eof_sent;			/* the guest's server half-closed */
+	uv_poll_t watch;		/* from then on: for a reset */
+	int watch_fd;			/* the socket's, as libuv has one handle each */
+	bool watching;
 	bool closing;
 };
 
@@ -51,6 +56,14 @@ static void on_handle_closed(uv_handle_t *h)
 	free(t);
 }
 
+static void on_watch_closed(uv_handle_t *h)
+{
+	struct tcp *t = h->data;
+
+	close(t->watch_fd);
+	on_handle_closed(h);
+}
+
 static void tcp_close(struct tcp *t)
 {
 	if (t->closing)
@@ -59,6 +72,8 @@ static void tcp_close(struct tcp *t)
 	uv_close((uv_handle_t *)&t->timer, on_handle_closed);
 	if (t->sock_made)
 		uv_close((uv_handle_t *)&t->sock, on_handle_closed);
+	if (t->watching)
+		uv_close((uv_handle_t *)&t->watch, on_watch_closed);
 }
 
 /* By hand: uv_tcp_close_reset() refuses while a shutdown is pending. */
@@ -93,6 +108,45 @@ static void close_if_drained(struct tcp *t)
 		tcp_close(t);
 }
 
+/* --- a reset behind the server's end --------------------------------------- */
+
+/* An error may be the reset (EPIPE, as the server's FIN came before: Linux
+ * tcp_reset()). Without one nobody sends any more, or it is urgent data. */
+static void on_watch(uv_poll_t *watch, int status, int events)
+{
+	struct tcp *t = watch->data;
+	socklen_t size = sizeof(int);
+	int code = 0;
+
+	uv_poll_stop(watch);
+	if (t->closing || status >= 0)
+		return;
+	getsockopt(t->watch_fd, SOL_SOCKET, SO_ERROR, &code, &size);
+	tcp_fail(t, code && code != EPIPE ? -code : -ECONNRESET);
+}
+
+/* Nothing is read after the server's end, so only a write would find out that it is
+ * gone, and the client may have none for hours. Errors come with whatever is asked
+ * for (poll(2)), and urgent data hardly ever does. No descriptor left: as before. */
+static void watch_for_reset(struct tcp *t)
+{
+	uv_os_fd_t fd;
+
+	if (uv_fileno((uv_handle_t *)&t->sock, &fd) < 0)
+		return;
+	t->watch_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (t->watch_fd < 0)
+		return;
+	if (uv_poll_init(&tunnel_loop(t->base.owner)->uv, &t->watch, t->watch_fd) < 0) {
+		close(t->watch_fd);
+		return;
+	}
+	t->watch.data = t;
+	t->watching = true;
+	t->handles++;
+	uv_poll_start(&t->watch, UV_PRIORITIZED, on_watch);
+}
+
 /* --- socket to stream ----------------------------------------------------- */
 
 static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
@@ -111,6 +165,7 @@ static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
 	if (n == UV_EOF) {
 		t->eof_sent = true;
 		uv_read_stop(s);
+		watch_for_reset(t);
 		guest_stream_eof(t->stream);
 		return;
 	}

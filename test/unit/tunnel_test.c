@@ -279,6 +279,83 @@ static void test_tcp_guest_resets(void **state)
 	fixture_stop(&f);
 }
 
+/* Turns of the loop in 200 ms in which nothing happens but the tick. */
+static unsigned idle_turns(struct fixture *f)
+{
+	uint64_t until_ms = clock_mono_ms() + 200;
+	unsigned n;
+
+	for (n = 0; clock_mono_ms() < until_ms; n++)
+		uv_run(&f->loop.uv, UV_RUN_ONCE);
+	return n;
+}
+
+/* The server ends its side, then goes away: told at once, though nothing is read from
+ * it any more and the client writes nothing. */
+static void test_tcp_guest_resets_after_its_end(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	struct linger now = { .l_onoff = 1 };
+	int fd;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	server_send(&f, fd, (const uint8_t *)"bye", 3);
+	shutdown(fd, SHUT_WR);
+	wait_for(&f, s.eof);
+	assert_in_range(idle_turns(&f), 1, 100);
+	assert_int_equal(s.reset, 0);
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	close(fd);
+	wait_for(&f, s.reset);
+	assert_int_equal(s.reset, -ECONNRESET);
+	assert_int_equal(s.got.len, 3);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	buf_done(&s.got);
+	fixture_stop(&f);
+}
+
+/* The host ended its side before: reading goes on and finds out. */
+static void test_tcp_guest_resets_after_the_hosts_end(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	struct linger now = { .l_onoff = 1 };
+	int fd;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	s.cb.eof(s.cb.arg);
+	assert_int_equal(read_end(&f, fd), 0);
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	close(fd);
+	wait_for(&f, s.reset);
+	assert_int_equal(s.reset, -ECONNRESET);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
+/* Both ended while the host has not said so: no turn is wasted on it. */
+static void test_tcp_both_ends_are_idle(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	scoped_fd int fd = -1;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	shutdown(fd, SHUT_WR);
+	wait_for(&f, s.eof);
+	s.cb.eof(s.cb.arg);
+	assert_int_equal(read_end(&f, fd), 0);
+	assert_in_range(idle_turns(&f), 1, 100);
+	assert_int_equal(s.reset, 0);
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
 static void test_tcp_refused(void **state)
 {
 	struct fixture f;
@@ -546,6 +623,9 @@ int main(void)
 		cmocka_unit_test(test_tcp_rest_is_delivered_after_the_end),
 		cmocka_unit_test(test_tcp_host_reset_and_lost_link),
 		cmocka_unit_test(test_tcp_guest_resets),
+		cmocka_unit_test(test_tcp_guest_resets_after_its_end),
+		cmocka_unit_test(test_tcp_guest_resets_after_the_hosts_end),
+		cmocka_unit_test(test_tcp_both_ends_are_idle),
 		cmocka_unit_test(test_tcp_refused),
 		cmocka_unit_test(test_tcp_host_is_slow),
 		cmocka_unit_test(test_tcp_server_is_slow),
