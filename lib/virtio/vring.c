@@ -60,6 +60,7 @@ int vring_start(struct vring *r, uint16_t base, struct error *err)
 	r->first = r->fetched = 0;
 	r->broken = ERROR_NONE;
 	r->running = true;
+	r->call_due = false;
 	r->kicks = true;
 	vring_kicks_off(r);
 	return 0;
@@ -71,6 +72,7 @@ uint16_t vring_stop(struct vring *r)
 		return r->avail_next;
 	if (!r->broken.code)
 		vring_publish(r);
+	vring_call_due(r);
 	r->avail_next = (uint16_t)(r->avail_next - r->fetched);
 	r->first = r->fetched = 0;
 	r->running = false;
@@ -246,6 +248,28 @@ void vring_call(const struct vring *r)
 		return;
 }
 
+/* True: the driver hears of it later. */
+static bool put_off(struct vring *r, uint16_t old)
+{
+	if (!r->lazy || !r->event_idx)
+		return false;
+	if (!r->call_due)
+		r->due_from = old;
+	r->call_due = (uint16_t)(r->used_next - r->due_from) < r->size / 4;
+	return r->call_due;
+}
+
+void vring_call_due(struct vring *r)
+{
+	if (!r->call_due || !r->running)
+		return;
+	r->call_due = false;
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	/* Linux moves the event behind what it took (virtqueue_enable_cb()) */
+	if (passed(load16(used_event(r)), r->used_published, r->due_from))
+		vring_call(r);
+}
+
 void vring_publish(struct vring *r)
 {
 	uint16_t old = r->used_published;
@@ -263,7 +287,7 @@ void vring_publish(struct vring *r)
 		call = passed(load16(used_event(r)), r->used_next, old);
 	else
 		call = !(load16(&r->avail[FLAGS]) & AVAIL_NO_INTERRUPT);
-	if (call)
+	if ((call || r->call_due) && !put_off(r, old))
 		vring_call(r);
 }
 

@@ -45,6 +45,7 @@ struct vring {
 	bool event_idx, indirect;	/* as negotiated */
 	uint32_t in_min;		/* not 0: chains are only for us to write, at least
 					 * so many bytes; others break the ring */
+	bool lazy;			/* interrupts are put off until vring_call_due() */
 	int call_fd;			/* eventfd, non-blocking, or -1; the owner's */
 
 	/* from here on only vring.c writes */
@@ -56,6 +57,8 @@ struct vring {
 	uint16_t avail_seen;		/* avail->idx as last read */
 	uint16_t used_next;		/* entry of used that is written next */
 	uint16_t used_published;	/* used->idx as last written */
+	bool call_due;			/* an interrupt was put off … */
+	uint16_t due_from;		/* … that entries from here on are worth */
 	bool kicks;			/* the driver was asked for kicks */
 	unsigned first, fetched;	/* the queue, a ring of VRING_AHEAD */
 	struct vring_chain ahead[VRING_AHEAD];
@@ -76,8 +79,13 @@ unsigned vring_fetch(struct vring *r, unsigned want);
 struct vring_chain *vring_peek(struct vring *r, unsigned i);
 /* Gives the first of the queue back, @written bytes of it filled by us. */
 void vring_push(struct vring *r, uint32_t written);
-/* Lets the driver see what was pushed, and interrupts it if it asked for that. */
+/* Lets the driver see what was pushed, and interrupts it if it asked for that. With
+ * `lazy` and event_idx that waits until a quarter of the ring is worth it, or for
+ * vring_call_due(): of buffers that it only wants back, the driver need not hear at
+ * once. */
 void vring_publish(struct vring *r);
+/* The interrupt that was put off, unless the driver has looked by itself. */
+void vring_call_due(struct vring *r);
 /* Interrupts the driver, whatever it asked for. */
 void vring_call(const struct vring *r);
 

@@ -11,6 +11,7 @@
 
 enum {
 	TURN_BYTES = 1 << 20,	/* each way; then the loop's other work has its turn */
+	TX_CALL_MS = 5,		/* the guest gets its sent buffers back so late at most */
 	EVENTS_MAX = 256,
 };
 
@@ -47,6 +48,16 @@ static void check_rings(struct vsock *v)
 	vsock_drop_all(v, &why);
 }
 
+/* An interrupt for every packet the guest sent would cost it more than the packet,
+ * and all it does then is to free the buffer. One that brings it bytes does that in
+ * passing: the rings share their vector (QEMU gives the device too few). */
+static void on_tx_call(uv_timer_t *timer)
+{
+	struct vsock *v = timer->data;
+
+	vring_call_due(v->tx);
+}
+
 static void turn(struct vsock *v)
 {
 	bool more;
@@ -65,6 +76,8 @@ static void turn(struct vsock *v)
 	if (v->closing)
 		return;
 	conn_bury(v);
+	if (v->tx->call_due && !uv_is_active((uv_handle_t *)&v->tx_call))
+		uv_timer_start(&v->tx_call, on_tx_call, TX_CALL_MS, 0);
 	if (more || !TAILQ_EMPTY(&v->notices) || v->notice_up || v->notice_down)
 		vsock_schedule(v);
 }
@@ -239,15 +252,17 @@ static void init_handles(struct vsock *v)
 	uv_poll_init(uv, &v->clients_poll, v->clients);
 	uv_poll_start(&v->clients_poll, UV_READABLE, on_clients);
 	uv_timer_init(uv, &v->timer);
+	uv_timer_init(uv, &v->tx_call);
 	uv_idle_init(uv, &v->more);
-	v->clients_poll.data = v->timer.data = v->more.data = v;
-	v->handles += 3;
+	v->clients_poll.data = v->timer.data = v->tx_call.data = v->more.data = v;
+	v->handles += 4;
 }
 
 static void close_handles(struct vsock *v)
 {
 	uv_close((uv_handle_t *)&v->clients_poll, on_handle_closed);
 	uv_close((uv_handle_t *)&v->timer, on_handle_closed);
+	uv_close((uv_handle_t *)&v->tx_call, on_handle_closed);
 	uv_close((uv_handle_t *)&v->more, on_handle_closed);
 }
 
@@ -286,6 +301,7 @@ int vsock_new(const struct vsock_options *opts, int listen_fd, struct vsock **re
 	v->rx = vhost_user_ring(v->vu, RING_RX);
 	v->rx->in_min = VSOCK_PACKET_HEADER + 1;
 	v->tx = vhost_user_ring(v->vu, RING_TX);
+	v->tx->lazy = true;
 	conn_table_init(v);
 	init_handles(v);
 	*ret = v;

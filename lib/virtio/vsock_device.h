@@ -118,6 +118,7 @@ struct vsock {
 	int clients;			/* epoll of all clients' sockets, edge-triggered */
 	uv_poll_t clients_poll;
 	uv_timer_t timer;
+	uv_timer_t tx_call;		/* interrupts put off for the tx ring */
 	uv_idle_t more;			/* active: a turn is owed */
 	unsigned handles;
 	void (*closed)(void *arg);

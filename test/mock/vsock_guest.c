@@ -799,6 +799,13 @@ void vsock_guest_wait(struct vsock_guest *g, int ms)
 	ring_deaf(g, &g->tx);
 }
 
+void vsock_guest_want_sent(struct vsock_guest *g)
+{
+	do
+		reclaim_tx(g);
+	while (ring_listen(g, &g->tx));
+}
+
 void vsock_guest_serve(struct vsock_guest *g)
 {
 	struct pollfd p = { g->stop_fd, POLLIN, 0 };
@@ -888,12 +895,4 @@ void vsock_guest_done(struct vsock_guest *g)
 	close(g->stop_fd);
 	close(g->memfd);
 	munmap(g->memory, VSOCK_GUEST_MEMORY);
-}
-
-void vsock_guest_live(struct vsock_guest *g, void *arg)
-{
-	vsock_guest_connect(g);
-	vsock_guest_boot(g);
-	vsock_guest_serve(g);
-	vsock_guest_hang_up(g);
 }

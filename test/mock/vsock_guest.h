@@ -105,8 +105,6 @@ void vsock_guest_run(struct vsock_guest *g, void (*script)(struct vsock_guest *g
 void vsock_guest_stop(struct vsock_guest *g);
 /* Joins the thread, which must be about to end, and frees everything. */
 void vsock_guest_done(struct vsock_guest *g);
-/* The usual script: boot, serve until stopped, hang up. */
-void vsock_guest_live(struct vsock_guest *g, void *arg);
 
 /* --- QEMU, on the guest's thread ------------------------------------------ */
 
@@ -136,6 +134,8 @@ void vsock_guest_wait(struct vsock_guest *g, int ms);
  * of serve and step. */
 const struct vsock_packet *vsock_guest_receive(struct vsock_guest *g, const uint8_t **ret_payload,
 					       int ms);
+/* Asks for an interrupt at g->tx.call_fd when the next packet sent is through. */
+void vsock_guest_want_sent(struct vsock_guest *g);
 void vsock_guest_send(struct vsock_guest *g, const struct vsock_packet *p, const void *payload);
 /* A packet of @op from @guest_port to @host_port. */
 void vsock_guest_say(struct vsock_guest *g, enum vsock_op op, uint32_t guest_port,
@@ -143,3 +143,12 @@ void vsock_guest_say(struct vsock_guest *g, enum vsock_op op, uint32_t guest_por
 /* Writes a descriptor into a ring's table and offers it; kicks always. */
 void vsock_guest_offer(struct vsock_guest *g, struct guest_ring *r, uint16_t slot, uint64_t addr,
 		       uint32_t len, uint16_t flags, uint16_t next);
+
+/* The usual script: boot, serve until stopped, hang up. */
+static inline void vsock_guest_live(struct vsock_guest *g, void *arg)
+{
+	vsock_guest_connect(g);
+	vsock_guest_boot(g);
+	vsock_guest_serve(g);
+	vsock_guest_hang_up(g);
+}
