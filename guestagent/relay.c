@@ -280,6 +280,13 @@ static void run(struct relay_conn *c)
 		set_busy(c, more);
 }
 
+/* A client that is gone, for one: nobody waits for what there is to do then. */
+static bool can_wait(const struct relay *r, const struct epoll_event *ev)
+{
+	return ev->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) && ev->data.ptr != r->control &&
+	       ev->data.ptr != &r->listen_fd && (ev->data.u64 & 1) == RELAY_HOST;
+}
+
 static void on_event(struct relay *r, const struct epoll_event *ev)
 {
 	struct relay_conn *c = (struct relay_conn *)(uintptr_t)(ev->data.u64 & ~(uint64_t)1);
@@ -359,8 +366,10 @@ static void *relay_main(void *arg)
 		r->now_ms = coarse_ms();
 		if (n > 0 || !TAILQ_EMPTY(&r->busy))
 			r->moved_ms = r->now_ms;
-		for (int i = 0; i < n; i++)
-			on_event(r, &events[i]);
+		for (int pass = 0; pass < 2; pass++)
+			for (int i = 0; i < n; i++)
+				if (can_wait(r, &events[i]) == (pass == 1))
+					on_event(r, &events[i]);
 		run_busy(r);
 		run_timeouts(r);
 		free_dead(r);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "guestagent/dial.h"
+#include "guestagent/relay_host.h"
 #include "guestagent/relay_impl.h"
 #include "lib/base/mem.h"
 
@@ -43,6 +44,7 @@ static void close_both(struct relay_conn *c)
 		return;
 	c->state = RELAY_DEAD;
 	end_close(&c->ends[RELAY_SERVER]);
+	relay_host_let_go(c);
 	/* Of a vsock that was not shut down before, the host takes this for a reset:
 	 * the kernel sends SHUTDOWN with both flags (lib/virtio/vsock.h). */
 	end_close(&c->ends[RELAY_HOST]);
@@ -57,24 +59,6 @@ void relay_conn_reset(struct relay_conn *c)
 		setsockopt(c->ends[RELAY_SERVER].fd, SOL_SOCKET, SO_LINGER, &at_once,
 			   sizeof(at_once));
 	close_both(c);
-}
-
-/* Linux shows a reset from the other end of a vsock as an end of file
- * (net/vmw_vsock/virtio_transport_common.c, virtio_transport_do_close()). While our
- * sending side is open, an empty send() tells: after a reset the peer does not want
- * to receive either. After that side was shut down, shutting it down again clears the
- * mark by which vsock_connectible_recvmsg() says 0 and not ENOTCONN on a connection
- * that is no more (net/vmw_vsock/af_vsock.c). For what that misses, see on_end_of(). */
-static bool host_has_reset(struct relay_conn *c)
-{
-	struct relay_end *host = &c->ends[RELAY_HOST];
-	char byte;
-
-	if (!host->shut)
-		return send(host->fd, "", 0, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 &&
-		       !would_block(errno);
-	shutdown(host->fd, SHUT_WR);
-	return recv(host->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && !would_block(errno);
 }
 
 /* --- writing ---------------------------------------------------------------- */
@@ -184,14 +168,16 @@ static void send_reply(struct relay_conn *c)
 }
 
 /* What was read into the thread's buffer. */
-static void pass_on(struct relay_conn *c, struct relay_end *to, struct relay_buffer *b, size_t len)
+static void pass_to_host(struct relay_conn *c, struct relay_buffer *b, size_t len)
 {
-	if (to == &c->ends[RELAY_HOST] && c->reply_due) {
+	struct relay_end *to = &c->ends[RELAY_HOST];
+
+	if (c->reply_due) {
 		c->reply_due = false;
 		relay_wait_for(c, RELAY_WAIT_NONE);
 		b->reply = make_reply(0);
 		end_deliver(c, to, (const uint8_t *)&b->reply, sizeof(b->reply) + len);
-	} else if (!(to == &c->ends[RELAY_SERVER] && c->server_broken)) {
+	} else {
 		end_deliver(c, to, b->bytes, len);
 	}
 }
@@ -338,9 +324,10 @@ static bool hello_is_good(const struct relay_hello *h)
 static void read_hello(struct relay_conn *c)
 {
 	struct relay_end *host = &c->ends[RELAY_HOST];
-	struct relay_buffer *b = relay_get_buffer(c->relay);
 	size_t missing = sizeof(c->hello) - c->hello_len, used;
-	ssize_t n = recv(host->fd, b->bytes, sizeof(b->bytes), MSG_DONTWAIT);
+	uint8_t *data;
+	bool all;
+	ssize_t n = relay_host_recv(c, &data, &all);
 
 	if (n < 0 && would_block(errno)) {
 		host->readable = false;
@@ -350,24 +337,24 @@ static void read_hello(struct relay_conn *c)
 		close_both(c);
 		return;
 	}
-	if ((size_t)n < sizeof(b->bytes) && !host->hung_up)
+	if (all && !host->hung_up)
 		host->readable = false;
 	used = MIN((size_t)n, missing);
-	memcpy((uint8_t *)&c->hello + c->hello_len, b->bytes, used);
+	memcpy((uint8_t *)&c->hello + c->hello_len, data, used);
 	c->hello_len += (uint8_t)used;
 	if (used < missing)
 		return;
 	if (!hello_is_good(&c->hello))
 		close_both(c);
 	else
-		dial(c, 0, b->bytes + used, (size_t)n - used);
+		dial(c, 0, data + used, (size_t)n - used);
 }
 
 /* --- bytes ------------------------------------------------------------------ */
 
 /* A reset that finds unread bytes leaves the connection standing, so if there were
  * any since we shut down our sending side, the end that follows them may be either.
- * But host_has_reset() made the kernel send another packet, and to one of a
+ * But relay_host_has_reset() made the kernel send another packet, and to one of a
  * connection it does not know the host answers with a reset, which finds none. */
 static bool end_is_in_doubt(struct relay_conn *c)
 {
@@ -379,7 +366,7 @@ static void on_end_of(struct relay_conn *c, struct relay_end *from)
 	from->readable = from->look = false;
 	if (c->wait == RELAY_WAIT_END)
 		return;
-	if (from == &c->ends[RELAY_HOST] && host_has_reset(c)) {
+	if (from == &c->ends[RELAY_HOST] && relay_host_has_reset(c)) {
 		relay_conn_reset(c);
 		return;
 	}
@@ -395,7 +382,7 @@ static void on_end_of(struct relay_conn *c, struct relay_end *from)
 static void on_doubt_over(struct relay_conn *c)
 {
 	relay_wait_for(c, RELAY_WAIT_NONE);
-	if (host_has_reset(c))
+	if (relay_host_has_reset(c))
 		relay_conn_reset(c);
 	else
 		c->ends[RELAY_HOST].eof = true;
@@ -409,23 +396,45 @@ static void on_read_failed(struct relay_conn *c, struct relay_end *from)
 		c->state = RELAY_DRAINING;
 }
 
+static ssize_t read_end(struct relay_conn *c, struct relay_end *from, uint8_t **ret, bool *ret_all)
+{
+	struct relay_buffer *b = relay_get_buffer(c->relay);
+	ssize_t n;
+
+	if (from == &c->ends[RELAY_HOST])
+		return relay_host_recv(c, ret, ret_all);
+	n = recv(from->fd, b->bytes, sizeof(b->bytes), MSG_DONTWAIT);
+	*ret = b->bytes;
+	*ret_all = n < (ssize_t)sizeof(b->bytes);
+	return n;
+}
+
+static void pass_on(struct relay_conn *c, struct relay_end *from, const uint8_t *data, size_t len)
+{
+	if (from == &c->ends[RELAY_SERVER])
+		pass_to_host(c, relay_get_buffer(c->relay), len);
+	else if (!c->server_broken)
+		end_deliver(c, &c->ends[RELAY_SERVER], data, len);
+}
+
 /* One read from one end to the other. */
 static void step(struct relay_conn *c, struct relay_end *from)
 {
-	struct relay_buffer *b = relay_get_buffer(c->relay);
-	struct relay_end *to = other_end(c, from);
+	uint8_t *data;
+	bool all;
 	ssize_t n;
 
-	if (!end_flush(c, to) || !from->readable || from->eof || c->state != RELAY_OPEN)
+	if (!end_flush(c, other_end(c, from)) || !from->readable || from->eof ||
+	    c->state != RELAY_OPEN)
 		return;
-	n = recv(from->fd, b->bytes, sizeof(b->bytes), MSG_DONTWAIT);
+	n = read_end(c, from, &data, &all);
 	if (n > 0) {
 		/* Less than there was room for: the next byte makes an event
 		 * (epoll(7)), but an end that was already told of does not. */
-		if ((size_t)n < sizeof(b->bytes) && !from->hung_up)
+		if (all && !from->hung_up)
 			from->readable = false;
 		c->host_spoke_late |= from->shut;
-		pass_on(c, to, b, (size_t)n);
+		pass_on(c, from, data, (size_t)n);
 	} else if (n == 0) {
 		on_end_of(c, from);
 	} else if (would_block(errno)) {
@@ -447,8 +456,13 @@ static void pass_end(struct relay_conn *c, struct relay_end *from)
 		if (c->state != RELAY_OPEN || to->pending)
 			return;
 	}
-	shutdown(to->fd, SHUT_WR);
 	to->shut = true;
+	if (to == &c->ends[RELAY_HOST]) {
+		shutdown(to->fd, SHUT_WR);
+		relay_host_let_go(c);
+	} else if (!from->shut) {	/* else both have ended: close() tells the server */
+		shutdown(to->fd, SHUT_WR);
+	}
 }
 
 static bool can_go_on(struct relay_conn *c, const struct relay_end *from)
@@ -470,7 +484,7 @@ static void look_for_reset(struct relay_conn *c)
 	if (!host->look || host->shut || c->state != RELAY_OPEN)
 		return;
 	host->look = false;
-	if ((host->eof || c->ends[RELAY_SERVER].pending) && host_has_reset(c))
+	if ((host->eof || c->ends[RELAY_SERVER].pending) && relay_host_has_reset(c))
 		relay_conn_reset(c);
 }
 
@@ -527,7 +541,7 @@ void relay_conn_event(struct relay_conn *c, enum relay_side side, uint32_t event
 		e->writable = true;
 	if (c->state == RELAY_CONNECTING && side == RELAY_SERVER)
 		check_connect(c);
-	else if (c->state == RELAY_CONNECTING && e->hung_up && host_has_reset(c))
+	else if (c->state == RELAY_CONNECTING && e->hung_up && relay_host_has_reset(c))
 		relay_conn_reset(c);
 }
 

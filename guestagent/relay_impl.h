@@ -53,6 +53,8 @@ struct relay_conn {
 	bool reply_due;		/* goes in front of what the host gets first */
 	bool host_spoke_late;	/* after we had shut down sending to it */
 	bool server_broken;	/* does not take any more; what it sent is still read */
+	bool bulk;		/* the host's last bytes were more than a small message */
+	uint16_t held;		/* bytes in the host's queue that were passed on: relay_host.h */
 	bool queued;		/* in `busy` */
 	uint8_t dialled;	/* addresses tried */
 	uint8_t hello_len;

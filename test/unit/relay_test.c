@@ -293,6 +293,38 @@ static void test_relay_server_ends_first(void **state)
 	close(s.fd);
 }
 
+/* What is read by looking at it first comes once and in order, whatever its size. */
+static void test_relay_small_and_large_messages(void **state)
+{
+	static const size_t sizes[] = { 1, 7, 2047, 2048, 2049, 1, 1, 4096, 300000, 5, 2048, 2048,
+					2048, 1, 65536, 3, 1500, 1500, 1500, 1500 };
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	scoped_free uint8_t *data = xcalloc(1, 300000), *got = xcalloc(1, 300000);
+	int host, conn = connect_through(r, &s, &host);
+	uint8_t next = 0;
+
+	expect_reply(host, 0);
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		for (size_t k = 0; k < sizes[i]; k++)
+			data[k] = next++;
+		send_all(host, data, sizes[i]);
+		assert_int_equal(recv_upto(conn, got, sizes[i]), sizes[i]);
+		assert_memory_equal(got, data, sizes[i]);
+	}
+	send_all(host, "the last one", 12);
+	shutdown(host, SHUT_WR);
+	expect(conn, "the last one");
+	expect_end(conn);
+	send_all(conn, "bye", 3);
+	close(conn);
+	expect(host, "bye");
+	expect_end(host);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
 static void test_relay_server_resets(void **state)
 {
 	struct relay *r = relay_start(0, 0);
@@ -706,6 +738,7 @@ int main(void)
 		cmocka_unit_test(test_relay_reply_does_not_wait_for_a_silent_server),
 		cmocka_unit_test(test_relay_host_ends_first),
 		cmocka_unit_test(test_relay_server_ends_first),
+		cmocka_unit_test(test_relay_small_and_large_messages),
 		cmocka_unit_test(test_relay_server_resets),
 		cmocka_unit_test(test_relay_reset_behind_pending_bytes),
 		cmocka_unit_test(test_relay_host_goes_away_while_the_server_sends),

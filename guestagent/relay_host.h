@@ -1,0 +1,40 @@
+/* relay_host.h - the host's side of a relayed connection: a vsock and its ways
+ *
+ * Linux (6.8 and later, 6.1 as Debian 12 has it) sends the host a packet for every
+ * read that empties the queue, which tells of new credit ("vsock/virtio: fix send
+ * credit update with SO_RCVLOWAT", virtio_transport_stream_do_dequeue()). Under
+ * emulation that costs a fifth of a small message's way: a worker's turn, an exit
+ * from the guest, a wake-up of the host. With 1 MiB of credit nobody waits for it.
+ * So a small message is only looked at (MSG_PEEK) and passed on, and leaves the queue
+ * when the next one is behind it:
+ *
+ *	queue	| held: passed on already | new |
+ *
+ * Held are RELAY_HELD_MAX bytes at most, and none by a connection whose end is near
+ * (an end is not seen behind them), that moves bulk (which would be copied twice), or
+ * one of a crowd (each holds a page or more of the guest's memory).
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "guestagent/relay_impl.h"
+
+enum {
+	RELAY_SMALL = 2048,		/* a message that is looked at */
+	RELAY_HELD_MAX = 2 * RELAY_SMALL,
+	RELAY_HOLDERS_MAX = 256,	/* a crowd is more */
+};
+
+/* As recv(), with *@ret: the bytes, in the thread's buffer. @ret_all: the next byte
+ * makes an event. */
+ssize_t relay_host_recv(struct relay_conn *c, uint8_t **ret, bool *ret_all);
+/* What was held leaves the queue. */
+void relay_host_let_go(struct relay_conn *c);
+/* Linux shows a reset from the other end of a vsock as an end of file
+ * (net/vmw_vsock/virtio_transport_common.c, virtio_transport_do_close()): was it one?
+ * It must have been read up to the end, unless our sending side is open. What this
+ * misses: relay_conn.c, on_end_of(). */
+bool relay_host_has_reset(struct relay_conn *c);
