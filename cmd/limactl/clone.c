@@ -5,6 +5,7 @@
 #include "cmd/limactl/edit_flags.h"
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/launch.h"
+#include "cmd/limactl/lima_yaml.h"
 #include "hostagent/ssh.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -43,24 +44,33 @@ static int start_it(const char *name, struct ui *ui, struct error *err)
 	return launch_again(inst, &opts, ui, err);
 }
 
-/* A clone that the flags would break is none. Under its lock: by now it can be seen,
- * and what somebody has started is not removed. */
-static int change_clone(const struct args *a, const char *name, struct error *err)
+/* Its lima.yaml as the flags change it: asked for before anything is copied, so that a
+ * clone that they would break is never there. */
+static int clone_yaml(const struct args *a, const struct instance *from, const char *name,
+		      struct buf *ret, struct error *err)
 {
-	scoped_instance struct instance *inst = NULL;
-	scoped_free char *home = NULL;
-	scoped_fd int lock = -1;
-	struct error undo = { 0 };
+	scoped_free char *dir = layout_instance_dir(from->lima_home, name);
+	struct instance to = *from;	/* borrowed, but for who it is */
+	scoped_free char *own_name = xstrdup(name);
 
-	if (!edit_flags_given(a))
-		return 0;
-	if (instance_arg_open_locked(name, "clone", false, &home, &lock, &inst, err) < 0)
+	to.name = own_name;
+	to.dir = dir;
+	if (lima_yaml_read(from, ret, err) < 0 || edit_flags_apply(a, ret, err) < 0)
 		return err->code;
-	if (edit_flags_apply_to_instance(a, inst, err) == 0)
-		return 0;
-	if (!inst->ha_pid && !inst->driver_pid && instance_remove(home, name, &undo) < 0)
-		log_warn("%s", undo.msg);
-	return err->code;
+	if (lima_yaml_check(&to, ret, err) < 0)
+		return error_wrap(err, "these flags would break it, nothing was made");
+	return 0;
+}
+
+static int make_clone(const struct args *a, const struct instance *from, const char *name,
+		      struct ui *ui, struct error *err)
+{
+	scoped_buf struct buf yaml = { 0 };
+	bool changed = edit_flags_given(a);
+
+	if (changed && clone_yaml(a, from, name, &yaml, err) < 0)
+		return err->code;
+	return instance_clone(from, name, changed ? &yaml : NULL, ui_progress(ui), err);
 }
 
 static int clone(const struct args *a, struct ui *ui, struct error *err)
@@ -72,7 +82,7 @@ static int clone(const struct args *a, struct ui *ui, struct error *err)
 
 	if (open_stopped(a, "clone", &home, &lock, &from, err) < 0)
 		return err->code;
-	if (instance_clone(from, name, ui_progress(ui), err) < 0 || change_clone(a, name, err) < 0)
+	if (make_clone(a, from, name, ui, err) < 0)
 		return error_wrap(err, "clone %s", from->name);
 	log_info("`%s` is a clone of `%s`", name, from->name);
 	return args_bool(a, "start", false) ? start_it(name, ui, err) : 0;

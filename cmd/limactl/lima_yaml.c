@@ -27,7 +27,7 @@ static void log_problems(const struct config_problems *p)
 			log_error("%s", line);
 }
 
-static int check(const struct instance *inst, const struct buf *yaml, struct error *err)
+int lima_yaml_check(const struct instance *inst, const struct buf *yaml, struct error *err)
 {
 	struct config_context ctx = {
 		.instance = inst->name, .instance_dir = inst->dir, .lima_home = inst->lima_home,
@@ -48,7 +48,7 @@ int lima_yaml_replace(const struct instance *inst, const struct buf *yaml, struc
 {
 	scoped_free char *path = layout_instance_file(inst->dir, FILE_LIMA_YAML);
 
-	if (check(inst, yaml, err) < 0)
+	if (lima_yaml_check(inst, yaml, err) < 0)
 		return err->code;
 	return path_write_file(path, yaml->data, yaml->len, 0644, err);
 }

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "lib/base/buf.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 #include "lib/base/utf8.h"
@@ -351,6 +352,13 @@ static int take_name(const char *lima_home, const char *from, const char *name, 
 	return path_sync_dir(lima_home, err);
 }
 
+static int replace_yaml(const char *dir, const struct buf *yaml, struct error *err)
+{
+	scoped_free char *path = layout_instance_file(dir, FILE_LIMA_YAML);
+
+	return path_write_file(path, yaml->data, yaml->len, 0644, err);
+}
+
 static int clone_files(const struct instance *from, const char *to, const struct progress *progress,
 		       struct error *err)
 {
@@ -379,15 +387,16 @@ static int clone_files(const struct instance *from, const char *to, const struct
 	return 0;
 }
 
-int instance_clone(const struct instance *from, const char *name, const struct progress *progress,
-		   struct error *err)
+int instance_clone(const struct instance *from, const char *name, const struct buf *yaml,
+		   const struct progress *progress, struct error *err)
 {
 	scoped_free char *tmp = tmp_dir(from->lima_home, name);
 	struct error ignored;
 
 	if (instance_check_new(from->lima_home, name, err) < 0 || path_remove_tree(tmp, err) < 0)
 		return err->code;
-	if (clone_files(from, tmp, progress, err) == 0 && path_sync_dir(tmp, err) == 0 &&
+	if (clone_files(from, tmp, progress, err) == 0 &&
+	    (!yaml || replace_yaml(tmp, yaml, err) == 0) && path_sync_dir(tmp, err) == 0 &&
 	    take_name(from->lima_home, tmp, name, "clone", err) == 0)
 		return 0;
 	path_remove_tree(tmp, &ignored);

@@ -66,10 +66,11 @@ int instance_check_new(const char *lima_home, const char *name, struct error *er
 /* A second one of it: configuration, disk and what it boots with. Its keys, ports and
  * addresses it makes itself, so both can run at once. The caller holds @from's
  * lock and has stopped it. Appears whole or not at all; interruptible. -EEXIST
- * when the name is taken. */
+ * when the name is taken. @yaml: its lima.yaml, checked; NULL: as @from's. */
+struct buf;
 struct progress;
-int instance_clone(const struct instance *from, const char *name, const struct progress *progress,
-		   struct error *err);
+int instance_clone(const struct instance *from, const char *name, const struct buf *yaml,
+		   const struct progress *progress, struct error *err);
 /* The same one under another name, all its files with it but the instance-id: the guest
  * has another network card then, and sets itself up for it. */
 int instance_rename(const struct instance *inst, const char *name, struct error *err);

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -124,6 +125,37 @@ static void test_clone_that_flags_would_break_is_none(void **state)
 	assert_true(file_has("three", FILE_DISK, "disk"));
 }
 
+/* Is there news of a file called @name in the home so far? */
+static bool was_seen(int watch_fd, const char *name)
+{
+	char data[16384] __attribute__((aligned(__alignof__(struct inotify_event))));
+	bool seen = false;
+	ssize_t n;
+
+	while ((n = read(watch_fd, data, sizeof(data))) > 0)
+		for (char *p = data; p < data + n;) {
+			const struct inotify_event *ev = (const void *)p;
+
+			seen |= ev->len && streq(ev->name, name);
+			p += sizeof(*ev) + ev->len;
+		}
+	return seen;
+}
+
+/* Not for a moment: somebody could start it. */
+static void test_clone_that_flags_would_break_is_never_there(void **state)
+{
+	scoped_fd int watch_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+
+	create("one");
+	write_file("one", FILE_DISK, "disk");
+	assert_true(inotify_add_watch(watch_fd, home, IN_CREATE | IN_MOVED_TO) >= 0);
+	assert_int_equal(RUN(verb_clone, "one", "three", "--cpus", "4096"), 1);
+	assert_false(was_seen(watch_fd, "three"));
+	assert_int_equal(RUN(verb_clone, "one", "three", "--cpus", "2"), 0);
+	assert_true(was_seen(watch_fd, "three"));
+}
+
 /* Half an instance is worse than none. */
 static void test_clone_of_what_cannot_be_read_is_none(void **state)
 {
@@ -164,6 +196,7 @@ int main(void)
 		TEST(test_rename_that_fails_changes_nothing),
 		TEST(test_rename_tells_ssh_and_the_guest),
 		TEST(test_clone_that_flags_would_break_is_none),
+		TEST(test_clone_that_flags_would_break_is_never_there),
 		TEST(test_clone_of_what_cannot_be_read_is_none),
 		TEST(test_edit_file_leaves_its_mode_and_place),
 	};
