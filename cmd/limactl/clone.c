@@ -139,7 +139,9 @@ const struct verb verb_clone = {
 	.usage = "INSTANCE NEW-NAME",
 	.summary = "make a second instance of a stopped one",
 	.text = "With a copy of its disk, shared where the file system can. Flags change the clone's lima.yaml.\n"
-		"Both can run at once, unless ssh.localPort names a port.",
+		"Both can run at once, unless ssh.localPort names a port.\n"
+		"The guest gets a machine id of its own if limactl boots its kernel, as for images built here. A\n"
+		"disk that boots by itself keeps its /etc/machine-id: empty that in the clone and restart it.",
 	.examples = "  limactl clone web web-test\n  limactl clone web big --cpus 8 --memory 16 --start",
 	.flags = (const struct flag *const[]){ flags, edit_flags, NULL },
 	.min_args = 2,

@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +25,7 @@ enum {
 };
 
 #define TMP_PREFIX ".tmp-" /* + pid + "-" + name */
+#define MACHINE_ID "systemd.machine_id="
 
 static const char *const status_names[] = {
 	[STATUS_UNKNOWN] = "",
@@ -387,6 +390,49 @@ static int clone_files(const struct instance *from, const char *to, const struct
 	return 0;
 }
 
+/* White space at the end, and what an earlier clone has put there. */
+static void cut_machine_id(struct buf *cmdline)
+{
+	static const char id[] = MACHINE_ID "0123456789abcdef0123456789abcdef";
+	const size_t len = sizeof(id) - 1;
+
+	for (;;) {
+		while (cmdline->len && strchr(" \t\r\n", cmdline->data[cmdline->len - 1]))
+			cmdline->len--;
+		if (cmdline->len < len || memcmp(cmdline->data + cmdline->len - len, MACHINE_ID,
+						 strlen(MACHINE_ID)) != 0)
+			return;
+		cmdline->len -= len;
+	}
+}
+
+/* The id on the disk is @from's: two machines of one id get each other's DHCP leases and
+ * mix up their journals. systemd writes what the kernel's command line says over what
+ * is there (kernel-command-line(7)), before anything has read it. A disk that boots by
+ * itself, without our command line, keeps its id. */
+static int give_machine_id(const char *dir, struct error *err)
+{
+	scoped_free char *kernel = layout_instance_file(dir, FILE_KERNEL);
+	scoped_free char *path = layout_instance_file(dir, FILE_KERNEL_CMDLINE);
+	scoped_buf struct buf cmdline = { 0 };
+	uint8_t id[16];
+
+	if (!path_exists(kernel))
+		return 0;
+	if (path_exists(path) && path_read_file(path, SMALL_MAX_BYTES, &cmdline, err) < 0)
+		return err->code;
+	if (getrandom(id, sizeof(id), 0) != sizeof(id))
+		return error_sys(err, -errno, "getrandom");
+	id[6] = (uint8_t)(0x40 | (id[6] & 0x0f));	/* RFC 9562 5.4, as machine-id(5) asks */
+	id[8] = (uint8_t)(0x80 | (id[8] & 0x3f));
+	cut_machine_id(&cmdline);
+	buf_add_str(&cmdline, cmdline.len ? " " MACHINE_ID : MACHINE_ID);
+	for (size_t i = 0; i < sizeof(id); i++)
+		buf_addf(&cmdline, "%02x", id[i]);
+	buf_add_str(&cmdline, "\n");
+	return path_write_file(path, cmdline.data, cmdline.len, 0600, err);
+}
+
 int instance_clone(const struct instance *from, const char *name, const struct buf *yaml,
 		   const struct progress *progress, struct error *err)
 {
@@ -396,7 +442,8 @@ int instance_clone(const struct instance *from, const char *name, const struct b
 	if (instance_check_new(from->lima_home, name, err) < 0 || path_remove_tree(tmp, err) < 0)
 		return err->code;
 	if (clone_files(from, tmp, progress, err) == 0 &&
-	    (!yaml || replace_yaml(tmp, yaml, err) == 0) && path_sync_dir(tmp, err) == 0 &&
+	    (!yaml || replace_yaml(tmp, yaml, err) == 0) && give_machine_id(tmp, err) == 0 &&
+	    path_sync_dir(tmp, err) == 0 &&
 	    take_name(from->lima_home, tmp, name, "clone", err) == 0)
 		return 0;
 	path_remove_tree(tmp, &ignored);

@@ -64,7 +64,8 @@ int instance_create(const char *lima_home, const char *name, const char *yaml, s
 int instance_check_new(const char *lima_home, const char *name, struct error *err);
 
 /* A second one of it: configuration, disk and what it boots with. Its keys, ports and
- * addresses it makes itself, so both can run at once. The caller holds @from's
+ * addresses it makes itself, so both can run at once; if we boot its kernel, systemd
+ * in the guest gets another machine id. The caller holds @from's
  * lock and has stopped it. Appears whole or not at all; interruptible. -EEXIST
  * when the name is taken. @yaml: its lima.yaml, checked; NULL: as @from's. */
 struct buf;

@@ -156,6 +156,53 @@ static void test_clone_that_flags_would_break_is_never_there(void **state)
 	assert_true(was_seen(watch_fd, "three"));
 }
 
+/* Of the last word of kernel.cmdline, behind @before. */
+static char *machine_id_of(const char *name, const char *before)
+{
+	scoped_free char *dir = layout_instance_dir(home, name);
+	scoped_free char *path = layout_instance_file(dir, FILE_KERNEL_CMDLINE);
+	scoped_free char *start = xasprintf("%ssystemd.machine_id=", before);
+	scoped_buf struct buf b = { 0 };
+	struct error err = ERROR_NONE;
+	const char *id;
+
+	assert_int_equal(path_read_file(path, 4096, &b, &err), 0);
+	assert_int_equal(strncmp(buf_str(&b), start, strlen(start)), 0);
+	id = buf_str(&b) + strlen(start);
+	assert_int_equal(strspn(id, "0123456789abcdef"), 32);
+	assert_string_equal(id + 32, "\n");
+	return xstrdup(id);
+}
+
+static void test_clone_has_another_machine_id(void **state)
+{
+	static const char cmdline[] = "root=LABEL=lima quiet ";
+
+	create("one");
+	write_file("one", FILE_KERNEL, "kernel");
+	write_file("one", FILE_KERNEL_CMDLINE, "root=LABEL=lima quiet\n");
+	assert_int_equal(RUN(verb_clone, "one", "two"), 0);
+	assert_int_equal(RUN(verb_clone, "two", "three"), 0);
+	assert_int_equal(RUN(verb_rename, "three", "four"), 0);
+	scoped_free char *two = machine_id_of("two", cmdline), *four = machine_id_of("four", cmdline);
+	assert_string_not_equal(two, four);
+	assert_false(file_has("one", FILE_KERNEL_CMDLINE, "machine_id"));
+}
+
+/* No command line so far; or none that anybody would read. */
+static void test_clone_without_a_command_line(void **state)
+{
+	scoped_free char *id = NULL;
+
+	create("one");
+	assert_int_equal(RUN(verb_clone, "one", "two"), 0);
+	assert_false(file_has("two", FILE_KERNEL_CMDLINE, ""));
+	write_file("one", FILE_KERNEL, "kernel");
+	assert_int_equal(RUN(verb_clone, "one", "three"), 0);
+	id = machine_id_of("three", "");
+	assert_non_null(id);
+}
+
 /* Half an instance is worse than none. */
 static void test_clone_of_what_cannot_be_read_is_none(void **state)
 {
@@ -197,6 +244,8 @@ int main(void)
 		TEST(test_rename_tells_ssh_and_the_guest),
 		TEST(test_clone_that_flags_would_break_is_none),
 		TEST(test_clone_that_flags_would_break_is_never_there),
+		TEST(test_clone_has_another_machine_id),
+		TEST(test_clone_without_a_command_line),
 		TEST(test_clone_of_what_cannot_be_read_is_none),
 		TEST(test_edit_file_leaves_its_mode_and_place),
 	};
