@@ -10,6 +10,7 @@
 #include "cmd/limactl/instance_arg.h"
 #include "cmd/limactl/instance_view.h"
 #include "cmd/limactl/text_table.h"
+#include "cmd/limactl/view_filter.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
@@ -22,6 +23,8 @@ static const struct flag flags[] = {
 	{ "list-fields", 0, FLAG_BOOL, NULL, "what a template may name, and end", false },
 	{ "all-fields", 0, FLAG_BOOL, NULL, "taken for Lima's sake: the table leaves nothing out", false },
 	{ "quiet", 'q', FLAG_BOOL, NULL, "names only", false },
+	{ "filter", 'l', FLAG_STRINGS, "EXPR",
+	  "only those of which EXPR is true: '.status == \"Running\"' (repeatable)", false },
 	{ NULL, 0, FLAG_BOOL, NULL, NULL, false },
 };
 
@@ -119,24 +122,50 @@ static int pick_format(const struct args *a, enum format *ret, struct error *err
 struct listing {
 	const char *home, *template;
 	enum format format;
+	struct strv filters;	/* all must hold */
 	struct text_table table;
 	struct buf out;		/* all of it is printed, or nothing */
 };
 
-static int add_view(struct listing *l, const struct instance *inst, struct error *err)
+static int filter(const struct listing *l, const json_t *view, bool *ret, struct error *err)
 {
-	json_t *view = instance_view_json(inst);
-	int rc = 0;
+	bool all = true, holds;
+	const char *text;
 
-	if (l->format == FORMAT_YAML) {
-		rc = instance_view_yaml(view, &l->out, err);
-	} else if (l->format == FORMAT_TEMPLATE) {
-		rc = instance_view_template(view, l->template, &l->out, err);
-	} else {
-		scoped_free char *json = json_dumps(view, JSON_COMPACT);
-
-		buf_addf(&l->out, "%s\n", json);
+	strv_foreach(text, &l->filters) {
+		if (view_filter(text, view, &holds, err) < 0)
+			return error_wrap(err, "--filter");
+		all &= holds;
 	}
+	*ret = all;
+	return 0;
+}
+
+static int add_view(struct listing *l, const json_t *view, struct error *err)
+{
+	scoped_free char *json = NULL;
+
+	if (l->format == FORMAT_YAML)
+		return instance_view_yaml(view, &l->out, err);
+	if (l->format == FORMAT_TEMPLATE)
+		return instance_view_template(view, l->template, &l->out, err);
+	json = json_dumps(view, JSON_COMPACT);
+	buf_addf(&l->out, "%s\n", json);
+	return 0;
+}
+
+static int add_inspected(struct listing *l, const struct instance *inst, struct error *err)
+{
+	json_t *view = l->format == FORMAT_TABLE && !l->filters.len ? NULL : instance_view_json(inst);
+	bool wanted = false;
+	int rc = filter(l, view, &wanted, err);
+
+	if (wanted && l->format == FORMAT_TABLE)
+		add_row(&l->table, inst);
+	else if (wanted && l->format == FORMAT_QUIET)
+		buf_addf(&l->out, "%s\n", inst->name);
+	else if (wanted)
+		rc = add_view(l, view, err);
 	json_decref(view);
 	return rc;
 }
@@ -145,7 +174,7 @@ static int add_instance(struct listing *l, const char *name, struct error *err)
 {
 	scoped_instance struct instance *inst = NULL;
 
-	if (l->format == FORMAT_QUIET) {
+	if (l->format == FORMAT_QUIET && !l->filters.len) {
 		buf_addf(&l->out, "%s\n", name);
 		return 0;
 	}
@@ -155,10 +184,7 @@ static int add_instance(struct listing *l, const char *name, struct error *err)
 	}
 	for (size_t i = 0; i < inst->errors.len; i++)
 		log_warn("instance `%s`: %s", name, inst->errors.items[i]);
-	if (l->format != FORMAT_TABLE)
-		return add_view(l, inst, err);
-	add_row(&l->table, inst);
-	return 0;
+	return add_inspected(l, inst, err);
 }
 
 /* The names to show, in order; those that do not exist are told and counted. */
@@ -209,6 +235,10 @@ static int run(const struct args *a)
 	int rc;
 
 	if (args_bool(a, "list-fields", false)) {
+		if (args_has(a, "format") || args_has(a, "filter")) {
+			error_set(&err, -EINVAL, "--list-fields goes with neither --format nor --filter");
+			return verb_fail(&err);
+		}
 		instance_view_fields(stdout);
 		return 0;
 	}
@@ -221,9 +251,11 @@ static int run(const struct args *a)
 	}
 	unmatched = choose(a, &all, &names);
 	l.home = home;
+	args_list(a, "filter", &l.filters);
 	rc = print(&l, &names, &err);
 	text_table_done(&l.table);
 	buf_done(&l.out);
+	strv_done(&l.filters);
 	if (rc == 0 && unmatched)
 		error_set(&err, -ENOENT, "unmatched instances");
 	return rc < 0 || unmatched ? verb_fail(&err) : 0;
@@ -236,9 +268,11 @@ const struct verb verb_list = {
 	.usage = "[INSTANCE…]",
 	.summary = "show instances",
 	.text = "Without names all are shown. The data goes to stdout, what is wrong with an instance to\n"
-		"stderr.",
+		"stderr. --filter asks the object that --json shows, in yq's words: .KEY.KEY[N], == (text with\n"
+		"* and ?), !=, <, <=, >, >=, and, or, parentheses.",
 	.examples = "  limactl list\n"
 		    "  limactl list -q\n"
+		    "  limactl list --filter '.status == \"Running\" and .cpus >= 4'\n"
 		    "  limactl list --json web | jq .status\n"
 		    "  limactl list --format '{{.Name}} {{.SSHLocalPort}}'",
 	.flags = (const struct flag *const[]){ flags, NULL },

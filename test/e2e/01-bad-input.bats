@@ -237,6 +237,9 @@ nothing_was_made() {
 	limactl clone one two --cpus 2
 	[[ $(cat "$LIMA_HOME/two/disk") == content && $(field two cpus) == 2 && $(field one cpus) == 1 ]]
 	[[ ! -e $LIMA_HOME/two/instance-id && ! -e $LIMA_HOME/two/protected ]]
+	[[ $(limactl list -q --filter '.config.cpus == 2 and .name != "o*"') == two ]]
+	run limactl list --filter '.cpus | length'
+	fails_with 1 "column 7"
 	run limactl clone one two
 	fails_with 1 "already exists"
 	run limactl clone one three --disk 1
