@@ -1,9 +1,9 @@
 /* ports.bpf.c - runs in the guest's kernel: says that something about listening
  * sockets changed, and keeps how UDP sockets got their port
  *
- * A kick carries nothing: user space dumps the truth (ports.h), so port 0 at
- * listen(), SO_REUSEPORT, shared descriptors and other namespaces need no care
- * here. No BTF and no CO-RE: the raw tracepoint's arguments are plain numbers,
+ * A kick only says which protocol it is about: user space dumps the truth (ports.h),
+ * so port 0 at listen(), SO_REUSEPORT, shared descriptors and other namespaces need
+ * no care here. No BTF and no CO-RE: the raw tracepoint's arguments are plain numbers,
  * so this loads on kernels built without BTF (prototypes/ports.md), and a raw
  * tracepoint needs no tracefs. Needs Linux 5.8 (ring buffer), and 5.9 for
  * cgroup sock_release.
@@ -21,7 +21,7 @@ enum { STATE_CLOSE = 7, STATE_LISTEN = 10 };	/* include/net/tcp_states.h */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096);
+	__uint(max_entries, KICKS_BYTES);
 } kicks SEC(".maps");
 
 /* Socket cookie to enum udp_seen. User space adds sockets older than us. */
@@ -33,12 +33,11 @@ struct {
 	__type(value, __u32);
 } udp_seen SEC(".maps");
 
-static __always_inline void kick(void)
+static __always_inline void kick(__u64 what)
 {
-	__u64 nothing = 0;
-
-	/* A full buffer is fine: a wake-up is then under way. */
-	bpf_ringbuf_output(&kicks, &nothing, sizeof(nothing), 0);
+	/* A full buffer is fine: a wake-up is then under way, and so many kicks are
+	 * taken for those of both protocols. */
+	bpf_ringbuf_output(&kicks, &what, sizeof(what), 0);
 }
 
 /* args: struct sock *, int oldstate, int newstate. Each accepted child passes
@@ -49,7 +48,7 @@ int on_tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	int before = (int)ctx->args[1], now = (int)ctx->args[2];
 
 	if (now == STATE_LISTEN || (before == STATE_LISTEN && now == STATE_CLOSE))
-		kick();
+		kick(KICK_TCP);
 	return 0;
 }
 
@@ -80,7 +79,7 @@ SEC("cgroup/post_bind4")
 int on_bound4(struct bpf_sock *ctx)
 {
 	if (ctx->protocol == IPPROTO_UDP)
-		kick();
+		kick(KICK_UDP);
 	return 1;
 }
 
@@ -88,7 +87,7 @@ SEC("cgroup/post_bind6")
 int on_bound6(struct bpf_sock *ctx)
 {
 	if (ctx->protocol == IPPROTO_UDP)
-		kick();
+		kick(KICK_UDP);
 	return 1;
 }
 
@@ -101,6 +100,6 @@ int on_release(struct bpf_sock *ctx)
 		return 1;
 	cookie = bpf_get_socket_cookie(ctx);
 	if (bpf_map_delete_elem(&udp_seen, &cookie) == 0)
-		kick();
+		kick(KICK_UDP);
 	return 1;
 }

@@ -17,11 +17,12 @@ enum {
 	DUMP_DUTY = 8,			/* rest this many times what a dump took */
 	KICK_DUTY = 2,			/* … when a kick asked for it: somebody waits */
 	KICK_AHEAD_MS = 40,		/* of rest that a kick need not wait for */
+	SETTLE_SOON = 2,		/* looks of settle_ms that come right after a kick */
 	DUMP_REST_MAX_MS = 1000,
 };
 
-/* When to look again after a kick, in ms; the last one ends the series. The first two
- * are left out when the look at the kick itself found something. */
+/* When to look again after a kick, in ms; the last one ends the series. SETTLE_SOON of
+ * them are left out when the look at the kick itself found something. */
 static const uint16_t settle_ms[] = { 0, 1, 4, 15, 100, 1000 };
 
 struct ports {
@@ -32,18 +33,20 @@ struct ports {
 	struct ports_bpf *bpf;		/* NULL: polling only */
 	struct ports_destroy *destroy;	/* NULL: not needed, or not to be had */
 	struct ports_nat *nat;		/* NULL: turned off */
-	struct port_set current;
-	struct udp_servers udp;
+	struct port_set current;	/* both of these and NAT's, sealed */
+	struct port_set tcp, udp;	/* as of the last look at each, unsealed */
+	struct udp_servers udp_servers;
 	struct udp_range range;
 	uv_timer_t timer;		/* the next look, whatever it is for */
 	unsigned settle;		/* next index into settle_ms; its size: settled */
-	bool kicked;			/* a kick since the last look */
+	unsigned settling;		/* PORTS_*: what that series is about */
+	unsigned kicked;		/* PORTS_*: by a kick since the last look */
 	bool closing;
 	uint64_t rested_at_ms;		/* the duty limit: all dumps are paid for then */
 	uint64_t last_change_ms;
 	uint64_t last_rescan_ms;
 	uint64_t poll_ms;
-	uint64_t udp_next_ms;		/* a UDP socket comes of age in so many ms, 0: none */
+	uint64_t udp_due_ms;		/* when a UDP socket comes of age, 0: none */
 	char bpf_problem[ERROR_MSG_SIZE];
 	unsigned open_parts;		/* closes still to come */
 	void (*closed)(void *arg);
@@ -55,22 +58,55 @@ static enum udp_bind ask_bpf(void *arg, uint64_t cookie)
 	return ports_bpf_udp_bind(arg, cookie);
 }
 
-/* One dump, judged, into @ret. */
-static int look(struct ports *p, struct port_set *ret, struct error *err)
+static int dump(struct ports *p, int proto, struct sock_list *ret, struct error *err)
 {
-	scoped_sock_list struct sock_list dump = { 0 };
-	int rc = ports_diag_dump(p->diag, &dump, err);
+	int rc = ports_diag_dump(p->diag, proto, ret, err);
+
+	if (rc == 0 && ret->full)
+		log_warn_limited("ports: more than %d sockets serve, the rest is left out",
+				 SOCK_LIST_MAX);
+	return rc;
+}
+
+static int look_at_tcp(struct ports *p, struct error *err)
+{
+	scoped_sock_list struct sock_list socks = { 0 };
+	int rc = dump(p, IPPROTO_TCP, &socks, err);
 
 	if (rc < 0)
 		return rc;
-	if (dump.full)
-		log_warn_limited("ports: more than %d sockets serve, the rest is left out",
-				 SOCK_LIST_MAX);
-	for (size_t i = 0; i < dump.len; i++)
-		if (dump.items[i].port.proto == IPPROTO_TCP)
-			port_set_add(ret, &dump.items[i].port);
-	p->udp_next_ms = udp_servers_judge(&p->udp, &dump, clock_mono_ms(), p->range,
-					   p->bpf ? ask_bpf : NULL, p->bpf, ret);
+	p->tcp.len = 0;
+	for (size_t i = 0; i < socks.len; i++)
+		port_set_add(&p->tcp, &socks.items[i].port);
+	return 0;
+}
+
+static int look_at_udp(struct ports *p, struct error *err)
+{
+	scoped_sock_list struct sock_list socks = { 0 };
+	int rc = dump(p, IPPROTO_UDP, &socks, err);
+	uint64_t now_ms = clock_mono_ms(), next_ms;
+
+	if (rc < 0)
+		return rc;
+	p->udp.len = 0;
+	next_ms = udp_servers_judge(&p->udp_servers, &socks, now_ms, p->range,
+				    p->bpf ? ask_bpf : NULL, p->bpf, &p->udp);
+	p->udp_due_ms = next_ms ? now_ms + next_ms : 0;
+	return 0;
+}
+
+/* What serves into @ret; of what is not in @protos, as it was at the last look. */
+static int look(struct ports *p, unsigned protos, struct port_set *ret, struct error *err)
+{
+	int rc = protos & PORTS_TCP ? look_at_tcp(p, err) : 0;
+
+	if (rc == 0 && protos & PORTS_UDP)
+		rc = look_at_udp(p, err);
+	if (rc < 0)
+		return rc;
+	port_set_add_all(ret, &p->tcp);
+	port_set_add_all(ret, &p->udp);
 	if (p->nat)
 		ports_nat_add(p->nat, ret);
 	if (!port_set_seal(ret))
@@ -80,12 +116,12 @@ static int look(struct ports *p, struct port_set *ret, struct error *err)
 }
 
 /* True: something changed. */
-static bool look_and_tell(struct ports *p)
+static bool look_and_tell(struct ports *p, unsigned protos)
 {
 	struct error err = ERROR_NONE;
 	scoped_port_set struct port_set now = { 0 }, added = { 0 }, removed = { 0 };
 
-	if (look(p, &now, &err) < 0) {
+	if (look(p, protos, &now, &err) < 0) {
 		log_warn_limited("ports: %s, keeping the last list", err.msg);
 		return false;
 	}
@@ -106,6 +142,11 @@ static bool needs_polling(const struct ports *p)
 	return !p->bpf || !ports_bpf_has_tcp(p->bpf) || !ports_bpf_has_udp(p->bpf);
 }
 
+static uint64_t left_ms(uint64_t due_ms, uint64_t now_ms)
+{
+	return due_ms > now_ms ? due_ms - now_ms : 0;
+}
+
 static uint64_t next_poll_ms(struct ports *p, uint64_t now_ms)
 {
 	if (now_ms - p->last_change_ms > POLL_FAST_FOR_MS)
@@ -121,7 +162,7 @@ static uint64_t rest_ms(const struct ports *p, uint64_t now_ms)
 {
 	uint64_t ahead_ms = p->kicked ? KICK_AHEAD_MS : 0;
 
-	return p->rested_at_ms > now_ms + ahead_ms ? p->rested_at_ms - now_ms - ahead_ms : 0;
+	return left_ms(p->rested_at_ms, now_ms + ahead_ms);
 }
 
 static void pay(struct ports *p, uint64_t took_ns, bool kicked)
@@ -146,8 +187,8 @@ static void plan(struct ports *p)
 		wait_ms = 0;
 	else if (p->settle < ARRAY_SIZE(settle_ms))
 		wait_ms = MIN(wait_ms, (uint64_t)settle_ms[p->settle]);
-	if (p->udp_next_ms)
-		wait_ms = MIN(wait_ms, p->udp_next_ms);
+	if (p->udp_due_ms)
+		wait_ms = MIN(wait_ms, left_ms(p->udp_due_ms, now_ms));
 	if (needs_polling(p))
 		wait_ms = MIN(wait_ms, next_poll_ms(p, now_ms));
 	wait_ms = MAX(wait_ms, rest_ms(p, now_ms));
@@ -155,25 +196,48 @@ static void plan(struct ports *p)
 	uv_timer_start(&p->timer, on_timer, wait_ms, 0);
 }
 
+/* What this turn looks at, and the series of looks that it begins or goes on with. */
+static unsigned choose(struct ports *p, uint64_t now_ms)
+{
+	bool running = p->settle < ARRAY_SIZE(settle_ms);
+	unsigned protos = p->kicked;
+
+	/* a kick takes the place of the look that another one would have right now */
+	if (running && (!p->kicked || p->settle < SETTLE_SOON))
+		protos |= p->settling;
+	if (p->kicked) {
+		p->settling = p->kicked | (running ? p->settling : 0);
+		p->settle = 0;
+	} else if (running) {
+		p->settle++;
+	}
+	p->kicked = 0;
+	if (p->udp_due_ms && now_ms >= p->udp_due_ms)
+		protos |= PORTS_UDP;
+	return protos && !needs_polling(p) ? protos : PORTS_ALL;
+}
+
+static void rescan(struct ports *p, uint64_t now_ms)
+{
+	p->last_rescan_ms = now_ms;
+	p->range = udp_range_read();
+	ports_diag_retry(p->diag);
+	if (p->nat)
+		ports_nat_rescan(p->nat);
+}
+
 static void turn(struct ports *p)
 {
-	uint64_t start_ns = clock_mono_ns();
+	uint64_t start_ns = clock_mono_ns(), start_ms = start_ns / 1000000;
 	bool kicked = p->kicked;
+	unsigned protos = choose(p, start_ms);
 
-	if (kicked)
-		p->settle = 0;
-	else if (p->settle < ARRAY_SIZE(settle_ms))
-		p->settle++;
-	p->kicked = false;
-	if (p->last_rescan_ms == 0 || start_ns / 1000000 - p->last_rescan_ms >= RESCAN_MS) {
-		p->last_rescan_ms = start_ns / 1000000;
-		p->range = udp_range_read();
-		ports_diag_retry(p->diag);
-		if (p->nat)
-			ports_nat_rescan(p->nat);
+	if (p->last_rescan_ms == 0 || start_ms - p->last_rescan_ms >= RESCAN_MS) {
+		protos = PORTS_ALL;
+		rescan(p, start_ms);
 	}
-	if (look_and_tell(p) && kicked)
-		p->settle = 2;
+	if (look_and_tell(p, protos) && kicked)
+		p->settle = SETTLE_SOON;
 	pay(p, clock_mono_ns() - start_ns, kicked);
 	plan(p);
 }
@@ -183,18 +247,24 @@ static void on_timer(uv_timer_t *timer)
 	turn(timer->data);
 }
 
-/* Also what ports_nat.h calls: the list is made anew then. */
-static void on_kick(void *arg)
+static void on_kick(void *arg, unsigned protos)
 {
 	struct ports *p = arg;
+	bool planned = p->kicked;
 
-	if (p->closing || p->kicked)
+	p->kicked |= protos;
+	if (p->closing || planned)
 		return;
-	p->kicked = true;
 	if (rest_ms(p, clock_mono_ms()) == 0)
 		turn(p);
 	else
 		plan(p);
+}
+
+/* From who says nothing about protocols; NAT's part is made anew with each look. */
+static void on_any_kick(void *arg)
+{
+	on_kick(arg, PORTS_ALL);
 }
 
 static void part_closed(void *arg)
@@ -207,7 +277,9 @@ static void part_closed(void *arg)
 		return;
 	ports_diag_free(p->diag);
 	port_set_done(&p->current);
-	udp_servers_done(&p->udp);
+	port_set_done(&p->tcp);
+	port_set_done(&p->udp);
+	udp_servers_done(&p->udp_servers);
 	free(p);
 	if (closed)
 		closed(closed_arg);
@@ -226,7 +298,7 @@ static void start_destroy(struct ports *p, const struct ports_options *opts)
 
 	if (opts->no_diag || (!tcp && !udp))
 		return;
-	if (ports_destroy_new(p->loop, tcp, udp, on_kick, p, &p->destroy, &err) == 0)
+	if (ports_destroy_new(p->loop, tcp, udp, on_any_kick, p, &p->destroy, &err) == 0)
 		p->open_parts++;
 	else
 		log_debug("ports: closes are polled for, too: %s", err.msg);
@@ -258,14 +330,14 @@ int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed
 		p->open_parts++;
 	memcpy(p->bpf_problem, bpf_err.msg, sizeof(p->bpf_problem));
 	start_destroy(p, opts);
-	rc = look(p, &p->current, err);
+	rc = look(p, PORTS_ALL, &p->current, err);
 	if (rc < 0) {
 		ports_close(p, NULL, NULL);
 		return rc;
 	}
 	p->settle = ARRAY_SIZE(settle_ms);
 	if (!opts->no_nat) {
-		p->nat = ports_nat_new(loop, on_kick, p);
+		p->nat = ports_nat_new(loop, on_any_kick, p);
 		p->open_parts++;
 	}
 	plan(p);
@@ -295,7 +367,7 @@ const char *ports_bpf_problem(const struct ports *p)
 void ports_rescan(struct ports *p)
 {
 	p->last_rescan_ms = 0;
-	on_kick(p);
+	on_any_kick(p);
 }
 
 void ports_dial(struct ports *p, int proto, struct dial *d)

@@ -3,7 +3,9 @@
  * Truth is a dump of the kernel's sockets (ports_diag.h) in our network
  * namespace. Something only has to say when to look:
  *
- *   BPF (ports_bpf.h)  a kick on every change. We look at once, once more right
+ *   BPF (ports_bpf.h)  a kick on every change, which says the protocol: only that
+ *                      one's sockets are dumped, what is known of the other one's
+ *                      stays. We look at once, once more right
  *                      away if that found nothing, and again after 1, 4, 15, 100
  *                      and 1000 ms: the kernel tells of a listen() just before
  *                      the socket can be found, of a UDP close just before it is

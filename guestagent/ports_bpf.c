@@ -17,7 +17,7 @@
 enum { PROGRAMS = 6 };
 
 struct ports_bpf {
-	void (*kick)(void *arg);
+	void (*kick)(void *arg, unsigned protos);
 	void *arg;
 	void (*closed)(void *arg);
 	void *closed_arg;
@@ -26,6 +26,7 @@ struct ports_bpf {
 	struct bpf_link *links[PROGRAMS];
 	int kicks_fd, seen_fd;	/* our own: outlive the bpf_object */
 	bool tcp, udp;
+	unsigned kicked;	/* PORTS_*, by what is being taken out of the ring */
 };
 
 static const struct {
@@ -156,15 +157,29 @@ static int start_part(struct ports_bpf *b, bool cgroup, struct error *err)
 
 static int take_kick(void *arg, void *data, size_t size)
 {
+	struct ports_bpf *b = arg;
+	uint64_t what;
+
+	static_assert(KICK_BYTES == BPF_RINGBUF_HDR_SZ + sizeof(what), "a header and a kick");
+	assert(size == sizeof(what));
+	memcpy(&what, data, sizeof(what));
+	b->kicked |= what == KICK_TCP ? PORTS_TCP : PORTS_UDP;
 	return 0;	/* on_readable() kicks once for all of them */
 }
 
+/* A kick that the full ring had no room for may have been of either protocol. The
+ * ring was never full while less than half of what it holds comes out of it. */
 static void on_readable(uv_poll_t *poll, int status, int events)
 {
 	struct ports_bpf *b = poll->data;
+	int n;
 
-	if (ring_buffer__consume(b->ring) > 0)
-		b->kick(b->arg);
+	b->kicked = 0;
+	n = ring_buffer__consume(b->ring);
+	if (n >= KICKS_BYTES / KICK_BYTES / 2)
+		b->kicked = PORTS_ALL;
+	if (b->kicked)
+		b->kick(b->arg, b->kicked);
 }
 
 static void free_all(struct ports_bpf *b)
@@ -184,7 +199,8 @@ static int start_ring(struct ports_bpf *b, struct loop *loop, struct error *err)
 	b->ring = ring_buffer__new(b->kicks_fd, take_kick, b, NULL);
 	if (!b->ring)
 		return error_sys(err, -errno, "bpf: ring buffer");
-	rc = uv_poll_init(&loop->uv, &b->poll, ring_buffer__epoll_fd(b->ring));
+	/* the ring itself: libbpf's epoll around it would be one more to go through */
+	rc = uv_poll_init(&loop->uv, &b->poll, b->kicks_fd);
 	if (rc < 0)
 		return error_sys(err, rc, "bpf: poll");
 	b->poll.data = b;
@@ -192,8 +208,8 @@ static int start_ring(struct ports_bpf *b, struct loop *loop, struct error *err)
 	return 0;
 }
 
-int ports_bpf_new(struct loop *loop, void (*kick)(void *arg), void *arg, struct ports_bpf **ret,
-		  struct error *err)
+int ports_bpf_new(struct loop *loop, void (*kick)(void *arg, unsigned protos), void *arg,
+		  struct ports_bpf **ret, struct error *err)
 {
 	struct error udp_err = ERROR_NONE;
 	struct ports_bpf *b = xnew(struct ports_bpf);

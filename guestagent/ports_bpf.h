@@ -1,7 +1,8 @@
 /* ports_bpf.h - a kick from the kernel when listening sockets change
  *
  * Loads ports.bpf.c (embedded in the agent) and calls @kick on the loop for
- * each burst of changes. Says nothing about what changed. Two parts may work
+ * each burst of changes, with the protocols they are about (PORTS_TCP, PORTS_UDP).
+ * Says nothing else about what changed. Two parts may work
  * each alone: TCP needs a raw tracepoint, UDP a cgroup v2 mount. Everything is
  * gone from the kernel when the agent is, however it ends.
  *
@@ -19,8 +20,8 @@
 struct ports_bpf;
 
 /* Fails when the kernel has neither part (too old, not root, not built in). */
-int ports_bpf_new(struct loop *loop, void (*kick)(void *arg), void *arg, struct ports_bpf **ret,
-		  struct error *err);
+int ports_bpf_new(struct loop *loop, void (*kick)(void *arg, unsigned protos), void *arg,
+		  struct ports_bpf **ret, struct error *err);
 bool ports_bpf_has_tcp(const struct ports_bpf *b);
 bool ports_bpf_has_udp(const struct ports_bpf *b);
 

@@ -8,3 +8,13 @@ enum udp_seen {
 };
 
 enum { UDP_SEEN_MAX = 65536 };
+
+enum kick {
+	KICK_TCP = 1,
+	KICK_UDP = 2,
+};
+
+enum {
+	KICKS_BYTES = 4096,	/* of the ring; libbpf makes whole pages of it */
+	KICK_BYTES = 16,	/* of it, one kick: the kernel's header and a __u64 */
+};

@@ -8,7 +8,9 @@
  * called, since the modules may become loadable later in boot.
  *
  * A dump is synchronous: the kernel produces the next part inside recv(), so it
- * takes CPU but never waits for anybody.
+ * takes CPU but never waits for anybody. Somebody waits for it, though: listening
+ * TCP sockets of both families are asked for at once, and what few sockets there
+ * are takes two calls.
  */
 #pragma once
 
@@ -19,8 +21,8 @@ struct ports_diag;
 
 struct ports_diag *ports_diag_new(void);
 void ports_diag_free(struct ports_diag *d);
-/* Appends every candidate of TCP and UDP, IPv4 and IPv6. */
-int ports_diag_dump(struct ports_diag *d, struct sock_list *ret, struct error *err);
+/* Appends every candidate of @proto (IPPROTO_TCP, IPPROTO_UDP), IPv4 and IPv6. */
+int ports_diag_dump(struct ports_diag *d, int proto, struct sock_list *ret, struct error *err);
 /* Where /proc had to be used, try netlink again at the next dump. */
 void ports_diag_retry(struct ports_diag *d);
 /* Never ask netlink: for tests of the other way. */

@@ -71,6 +71,12 @@ void port_set_add(struct port_set *s, const struct port *p)
 	s->items[s->len++] = *p;
 }
 
+void port_set_add_all(struct port_set *s, const struct port_set *more)
+{
+	for (size_t i = 0; i < more->len; i++)
+		port_set_add(s, &more->items[i]);
+}
+
 static int port_compare(const void *a, const void *b)
 {
 	return memcmp(a, b, sizeof(struct port));

@@ -19,6 +19,13 @@ enum {
 	PORT_SET_MAX = 16384,	/* ports ever reported at once */
 };
 
+/* Which protocols something is about. */
+enum {
+	PORTS_TCP = 1,
+	PORTS_UDP = 2,
+	PORTS_ALL = PORTS_TCP | PORTS_UDP,
+};
+
 struct port {
 	uint8_t proto;		/* IPPROTO_TCP, IPPROTO_UDP */
 	uint8_t family;		/* AF_INET, AF_INET6 */
@@ -52,6 +59,7 @@ void sock_list_add(struct sock_list *l, int proto, int family, const void *addr,
 
 void port_set_done(struct port_set *s);
 void port_set_add(struct port_set *s, const struct port *p);
+void port_set_add_all(struct port_set *s, const struct port_set *more);
 /* Sorts, drops duplicates and what exceeds PORT_SET_MAX. To be called once
  * after the last add; false when ports were dropped. */
 bool port_set_seal(struct port_set *s);

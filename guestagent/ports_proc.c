@@ -57,21 +57,22 @@ bool ports_proc_line(const char *line, int proto, int family, struct sock_list *
 	return true;
 }
 
-int ports_proc_dump(struct sock_list *ret, struct error *err)
+int ports_proc_dump(int proto, struct sock_list *ret, struct error *err)
 {
 	unsigned read = 0;
 	char line[512];
 
 	for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
-		scoped_file FILE *f = fopen(tables[i].path, "re");
+		scoped_file FILE *f = tables[i].proto == proto ? fopen(tables[i].path, "re") : NULL;
 
 		if (!f)
 			continue;
 		read++;
 		while (fgets(line, sizeof(line), f))
-			ports_proc_line(line, tables[i].proto, tables[i].family, ret);
+			ports_proc_line(line, proto, tables[i].family, ret);
 	}
 	if (read == 0)
-		return error_sys(err, -ENOENT, "ports: neither sock_diag nor /proc/net/tcp");
+		return error_sys(err, -ENOENT, "ports: neither sock_diag nor /proc/net/%s",
+				 proto == IPPROTO_TCP ? "tcp" : "udp");
 	return 0;
 }

@@ -8,9 +8,9 @@
 #include "guestagent/ports_list.h"
 #include "lib/base/error.h"
 
-/* Appends listening TCP and bound UDP sockets. A missing file (no IPv6) is no
+/* Appends listening TCP or bound UDP sockets. A missing file (no IPv6) is no
  * error as long as one could be read. */
-int ports_proc_dump(struct sock_list *ret, struct error *err);
+int ports_proc_dump(int proto, struct sock_list *ret, struct error *err);
 
 /* One line of /proc/net/{tcp,tcp6,udp,udp6}; false: not a socket that counts. */
 bool ports_proc_line(const char *line, int proto, int family, struct sock_list *ret);

@@ -457,6 +457,109 @@ static void test_udp_netcat_stays(void **state)
 	fixture_stop(&f);
 }
 
+/* --- kicks of one protocol --------------------------------------------------- */
+
+static bool both_there(struct fixture *f)
+{
+	return set_has(ports_current(f->ports), IPPROTO_TCP, 8080) &&
+	       set_has(ports_current(f->ports), IPPROTO_UDP, 5000);
+}
+
+static bool udp_alone(struct fixture *f)
+{
+	return set_has(ports_current(f->ports), IPPROTO_UDP, 5000) &&
+	       ports_current(f->ports)->len == 1;
+}
+
+/* Both kicks wait when the loop comes to look. */
+static void test_tcp_and_udp_at_once(void **state)
+{
+	struct fixture f;
+
+	fixture_start(&f, *state);
+	for (int i = 0; i < 6; i++) {
+		bool tcp_first = i % 2;
+		int t = tcp_first ? listen_on("127.0.0.1", 8080) : -1;
+		int u = open_socket(IPPROTO_UDP, "127.0.0.1", 5000, false);
+
+		t = tcp_first ? t : listen_on("127.0.0.1", 8080);
+		assert_true(run_until(&f, both_there, DEADLINE_MS));
+		close(tcp_first ? u : t);
+		close(tcp_first ? t : u);
+		assert_true(run_until(&f, list_empty, DEADLINE_MS));
+	}
+	fixture_stop(&f);
+}
+
+/* What the other protocol has stays, whichever one kicks. */
+static void test_one_protocol_leaves_the_other(void **state)
+{
+	struct fixture f;
+	int t, u;
+	unsigned changes;
+
+	fixture_start(&f, *state);
+	u = open_socket(IPPROTO_UDP, "127.0.0.1", 5000, false);
+	assert_true(run_until(&f, udp_alone, DEADLINE_MS));
+	changes = f.changes;
+	t = listen_on("127.0.0.1", 8080);
+	assert_true(run_until(&f, both_there, DEADLINE_MS));
+	assert_int_equal(f.changes, changes + 1);
+	close(t);
+	assert_true(run_until(&f, udp_alone, DEADLINE_MS));
+	t = listen_on("127.0.0.1", 8080);
+	assert_true(run_until(&f, both_there, DEADLINE_MS));
+	close(u);
+	assert_vanishes(&f, IPPROTO_UDP, 5000);
+	assert_true(set_has(ports_current(f.ports), IPPROTO_TCP, 8080));
+	u = open_socket(IPPROTO_UDP, "127.0.0.1", 5000, false);
+	assert_appears(&f, IPPROTO_UDP, 5000);
+	assert_true(both_there(&f));
+	close(t);
+	close(u);
+	assert_true(run_until(&f, list_empty, DEADLINE_MS));
+	fixture_stop(&f);
+}
+
+/* A UDP socket comes of age while TCP kicks all the time. */
+static void test_udp_ages_under_tcp_kicks(void **state)
+{
+	struct fixture f;
+	uint64_t end_ms = clock_mono_ms() + DEADLINE_MS;
+	int u;
+
+	fixture_start(&f, *state);
+	u = open_socket(IPPROTO_UDP, "127.0.0.1", 5000, false);
+	while (!set_has(ports_current(f.ports), IPPROTO_UDP, 5000)) {
+		assert_true(clock_mono_ms() < end_ms);
+		close(listen_on("127.0.0.1", 8080));
+		uv_run(&f.loop.uv, UV_RUN_NOWAIT);
+		usleep(100);
+	}
+	close(u);
+	assert_true(run_until(&f, list_empty, DEADLINE_MS));
+	fixture_stop(&f);
+}
+
+/* More TCP kicks than the ring buffer holds, so that UDP's finds no room in it. */
+static void test_udp_kick_lost_in_a_full_ring(void **state)
+{
+	struct fixture f;
+	int u;
+
+	fixture_start(&f, *state);
+	for (int i = 0; i < 400; i++)
+		close(listen_on("127.0.0.1", 8080));
+	u = open_socket(IPPROTO_UDP, "127.0.0.1", 5000, false);
+	assert_appears(&f, IPPROTO_UDP, 5000);
+	for (int i = 0; i < 400; i++)
+		close(listen_on("127.0.0.1", 8080));
+	close(u);
+	assert_vanishes(&f, IPPROTO_UDP, 5000);
+	assert_int_equal(ports_current(f.ports)->len, 0);
+	fixture_stop(&f);
+}
+
 /* --- the kernel's word on closed sockets ----------------------------------- */
 
 struct kicks {
@@ -696,6 +799,10 @@ int main(void)
 		IN_ALL_MODES(test_port_shared_by_sockets),
 		IN_ALL_MODES(test_failed_listen_beside_a_server),
 		IN_ALL_MODES(test_udp_servers_and_clients),
+		IN_ALL_MODES(test_tcp_and_udp_at_once),
+		IN_ALL_MODES(test_one_protocol_leaves_the_other),
+		IN_ALL_MODES(test_udp_ages_under_tcp_kicks),
+		IN_MODE(test_udp_kick_lost_in_a_full_ring, by_events),
 		IN_ALL_MODES(test_there_before_us),
 		IN_MODE(test_udp_port_chosen_by_kernel, by_events),
 		IN_MODE(test_udp_clients_never_appear, by_events),
