@@ -100,6 +100,8 @@ static void send_next(struct event_listener *l)
 	ops[n].op = GRPC_OP_SEND_MESSAGE;
 	ops[n++].data.send_message.send_message = l->sending;
 	rpc_start(l->server->rpc, l->call, ops, n, &l->send_tag);
+	if (l->server->link)	/* gRPC wrote it in there already, as a rule */
+		link_guest_flush(l->server->link);
 }
 
 static void on_sent(struct rpc_tag *tag, bool ok)

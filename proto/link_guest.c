@@ -51,6 +51,7 @@ struct link_guest {	/* owner: the caller of new. handles: everything open in lib
 	uv_timer_t timer;	/* reopen; stuck; drain */
 	unsigned reopen_ms;
 	bool turn_posted;
+	bool readable;		/* the port's edge came, and it was not read empty since */
 	struct session *session;
 
 	/* port → socket: [0, in_len) was read; [in_at, in_end) is to be sent;
@@ -65,6 +66,7 @@ struct link_guest {	/* owner: the caller of new. handles: everything open in lib
 };
 
 static void pump(struct link_guest *l);
+static void pump_ways(struct link_guest *l, bool in, bool out);
 static void open_port(struct link_guest *l);
 
 /* --- life ------------------------------------------------------------------ */
@@ -159,8 +161,11 @@ static void on_port(uv_poll_t *poll, int status, int events)
 	struct link_guest *l = poll->data;
 	struct epoll_event ev;
 
-	if (epoll_wait(l->epoll_fd, &ev, 1, 0) > 0 && !l->closed)
-		pump(l);
+	if (epoll_wait(l->epoll_fd, &ev, 1, 0) <= 0 || l->closed)
+		return;
+	if (ev.events & ~(uint32_t)EPOLLOUT)
+		l->readable = true;
+	pump_ways(l, true, false);
 }
 
 static int watch_port(struct link_guest *l, int fd, struct error *err)
@@ -185,6 +190,7 @@ static int watch_port(struct link_guest *l, int fd, struct error *err)
 	uv_poll_start(l->poll, UV_READABLE, on_port);
 	l->fd = steal_fd(&owned);
 	l->epoll_fd = steal_fd(&epoll_fd);
+	l->readable = true;
 	l->reopen_ms = REOPEN_MS;
 	return 0;
 }
@@ -319,6 +325,8 @@ static bool pump_in(struct link_guest *l)
 		l->in_at += (size_t)n;
 		l->in_moved = true;
 	}
+	if (!l->readable)
+		return false;
 	keep_tail(l);
 	n = read(l->fd, l->in + l->in_len, BUFFER_SIZE);
 	if (n > 0) {
@@ -326,7 +334,10 @@ static bool pump_in(struct link_guest *l)
 		scan_input(l);
 		return true;
 	}
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+	if (n < 0 && errno == EINTR)
+		return false;
+	l->readable = false;
+	if (n < 0 && errno == EAGAIN)
 		return false;
 	if (n == 0 || errno == EIO || errno == ECONNRESET) {
 		/* no host is connected; the edge tells when one is */
@@ -368,7 +379,7 @@ static bool pump_out(struct link_guest *l)
 	n = recv(l->session->fd, l->out, BUFFER_SIZE, MSG_DONTWAIT);
 	if (n > 0) {
 		l->out_len = (size_t)n;
-		return flush_out(l);
+		return flush_out(l) && n == BUFFER_SIZE;	/* less: that was all */
 	}
 	if (n == 0 || (errno != EAGAIN && errno != EINTR))
 		drop_session(l);
@@ -423,13 +434,12 @@ static void arm_session(struct link_guest *l)
 	s->armed = want;
 }
 
-static void pump(struct link_guest *l)
+/* @in, @out: something may have come. What is to go to the port goes anyway. */
+static void pump_ways(struct link_guest *l, bool in, bool out)
 {
-	bool in = true, out = true;
-
 	for (int i = 0; i < ROUNDS_PER_TURN && (in || out) && l->fd >= 0; i++) {
 		in = in && !l->closing && pump_in(l);
-		out = l->fd >= 0 && pump_out(l);
+		out = l->fd >= 0 && (out || l->out_at < l->out_len) && pump_out(l);
 	}
 	if (l->fd < 0)
 		return;
@@ -439,6 +449,17 @@ static void pump(struct link_guest *l)
 		arm_session(l);
 	else if (l->closing && l->out_at == l->out_len)
 		finish(l);
+}
+
+static void pump(struct link_guest *l)
+{
+	pump_ways(l, true, true);
+}
+
+void link_guest_flush(struct link_guest *l)
+{
+	if (l->session && !l->closing)
+		pump_ways(l, false, true);
 }
 
 static struct link_guest *make(struct loop *loop, const uint8_t *secret, link_session_fn session,

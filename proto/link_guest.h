@@ -34,6 +34,9 @@ int link_guest_open(struct loop *loop, const char *device, const uint8_t *secret
 /* As above on a descriptor, which is taken, also on failure (tests). */
 int link_guest_new(struct loop *loop, int fd, const uint8_t *secret, link_session_fn session,
 		   void *arg, struct link_guest **ret, struct error *err);
+/* Passes on at once what gRPC wrote to the session, which the loop would do a turn
+ * later: for who just sent what somebody waits for. */
+void link_guest_flush(struct link_guest *l);
 /* Passes on what the session's socket still has, for half a second at most, then
  * closes. @closed runs when all is freed, never before this returned. */
 void link_guest_close(struct link_guest *l, void (*closed)(void *arg), void *arg);

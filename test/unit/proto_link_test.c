@@ -259,6 +259,44 @@ static void test_link_guest_keeps_all_when_ends_stall(void **state)
 	assert_false(corrupt);
 }
 
+/* Without a turn of the loop, as much as the port takes; the rest as ever. */
+static void test_link_guest_flush(void **state)
+{
+	struct ends *e = *state;
+	uint8_t syn[LINK_FRAME_SIZE], chunk[65536];
+	uint64_t sent = 0, got = 0;
+	bool corrupt = false;
+
+	link_guest_flush(e->link);	/* no session: nothing to do */
+	make_syn(syn, 1);
+	send_port(e, syn, sizeof(syn));
+	expect_ack(e, 1);
+	link_guest_flush(e->link);	/* nothing written */
+	assert_int_equal(send(e->session, "event", 5, 0), 5);
+	link_guest_flush(e->link);
+	assert_int_equal(recv(e->port, chunk, sizeof(chunk), MSG_DONTWAIT), 5);
+	assert_memory_equal(chunk, "event", 5);
+	while (sent < 2 * MIB) {	/* more than sockets and buffers hold */
+		scoped_free uint8_t *data = pattern_make(sent, 4096);
+		ssize_t n = send(e->session, data, 4096, MSG_DONTWAIT);
+
+		if (n < 0)
+			break;
+		sent += (uint64_t)n;
+		link_guest_flush(e->link);
+	}
+	while (got < sent) {
+		ssize_t n = recv(e->port, chunk, sizeof(chunk), MSG_DONTWAIT);
+
+		uv_run(&e->loop.uv, UV_RUN_ONCE);
+		if (n > 0) {
+			corrupt |= !pattern_matches(got, chunk, (size_t)n);
+			got += (uint64_t)n;
+		}
+	}
+	assert_false(corrupt);
+}
+
 /* The host's end goes for good: the session ends, and nothing spins. */
 static void test_link_guest_hangup_is_quiet(void **state)
 {
@@ -508,6 +546,7 @@ int main(void)
 		ENDS(test_link_guest_does_not_hold_short_lookalikes),
 		ENDS(test_link_guest_new_syn_ends_old_session),
 		ENDS(test_link_guest_keeps_all_when_ends_stall),
+		ENDS(test_link_guest_flush),
 		ENDS(test_link_guest_hangup_is_quiet),
 		CHANNEL(test_link_echo),
 		PTY(test_link_echo),
