@@ -381,6 +381,7 @@ static void wishes_init(struct wishes *all, struct hub *hub, const struct forwar
 	TAILQ_INIT(&all->listeners);
 	TAILQ_INIT(&all->unplaced);
 	TAILQ_INIT(&all->dirty);
+	TAILQ_INIT(&all->notices);
 	rule_set_init(&all->rules, o->config, o->ssh_local_port);
 }
 

@@ -11,7 +11,9 @@
  * FIXED and CHOSEN wishes sit in a slot, which is a host address with its
  * endpoint. Those in one slot that are for the same guest port share it; one for
  * another guest port stands aside until they are gone. Nothing is opened or closed
- * before wishes_settle(), so that what one wish frees another can have.
+ * before wishes_settle(), so that what one wish frees another can have; and nothing is
+ * told before it has opened and closed all: an event is a line in the log and one in a
+ * file, and somebody waits for the port.
  *
  *   wish_place   decides, slots, settling
  *   wish_notice  events
@@ -66,6 +68,9 @@ struct slot {
 };
 TAILQ_HEAD(slot_list, slot);
 
+struct notice; /* an event to be told */
+TAILQ_HEAD(notice_list, notice);
+
 struct wishes {
 	struct hub *hub;
 	const struct config *config;
@@ -80,6 +85,8 @@ struct wishes {
 	struct table slots, chosen;
 	struct slot_list dirty;
 	unsigned n_over_limit, n_listeners;
+	bool look_at_reserved; /* something was opened: once it is told */
+	struct notice_list notices;
 	struct {
 		void (*fn)(void *arg, const struct forward_event *ev);
 		void *arg;
@@ -108,8 +115,10 @@ const char *wish_error(const struct wish *w);
 
 /* --- wish_notice.c ----------------------------------------------------------- */
 
-/* Its standing, if that is news. */
+/* These note; wishes_tell() tells. Its standing, if that is news. */
 void wish_announce(struct wishes *all, struct wish *w);
 void wish_announce_users(struct wishes *all, struct slot *s);
 void wish_announce_stop(struct wishes *all, struct wish *w);
+/* Whoever changed something calls it last; wishes_settle() does. */
+void wishes_tell(struct wishes *all);
 const char *wish_protocol(const struct wish *w);

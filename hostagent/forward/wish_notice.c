@@ -10,6 +10,13 @@ enum {
 	EVENTS_PER_S = 20,   /* in the long run: each is a line on disk */
 };
 
+struct notice {
+	TAILQ_ENTRY(notice) next;
+	enum forward_event_type type;
+	const char *protocol;
+	char *guest_addr, *host_addr, *error;
+};
+
 const char *wish_protocol(const struct wish *w)
 {
 	return w->key.proto == IPPROTO_UDP ? "udp" : "tcp";
@@ -119,22 +126,48 @@ static void log_event(const struct forward_event *ev)
 			 ev->type == FORWARD_STOPPING ? "no longer on" : "on", ev->host_addr);
 }
 
-static void send_event(struct wishes *all, struct wish *w, enum forward_event_type type)
+static void tell(struct wishes *all, const struct notice *n)
 {
 	struct forward_event ev = {
-		.type = type,
-		.protocol = wish_protocol(w),
-		.guest_addr = w->user.target->guest_addr,
-		.host_addr = w->slot ? endpoint_address(w->slot->ep) : "",
-		.error = type == FORWARD_STOPPING ? "" : wish_error(w),
+		.type = n->type,
+		.protocol = n->protocol,
+		.guest_addr = n->guest_addr,
+		.host_addr = n->host_addr,
+		.error = n->error,
 	};
 
-	w->announced = true;
-	w->last = type;
-	w->since_ms = uv_now(&all->hub->loop->uv);
 	log_event(&ev);
 	if (all->event.fn && may_send_event(all))
 		all->event.fn(all->event.arg, &ev);
+}
+
+void wishes_tell(struct wishes *all)
+{
+	struct notice *n;
+
+	while ((n = TAILQ_FIRST(&all->notices))) {
+		TAILQ_REMOVE(&all->notices, n, next);
+		tell(all, n);
+		free(n->guest_addr);
+		free(n->host_addr);
+		free(n->error);
+		free(n);
+	}
+}
+
+static void note(struct wishes *all, struct wish *w, enum forward_event_type type)
+{
+	struct notice *n = xnew(struct notice);
+
+	n->type = type;
+	n->protocol = wish_protocol(w);
+	n->guest_addr = xstrdup(w->user.target->guest_addr);
+	n->host_addr = xstrdup(w->slot ? endpoint_address(w->slot->ep) : "");
+	n->error = xstrdup(type == FORWARD_STOPPING ? "" : wish_error(w));
+	TAILQ_INSERT_TAIL(&all->notices, n, next);
+	w->announced = true;
+	w->last = type;
+	w->since_ms = uv_now(&all->hub->loop->uv);
 }
 
 /* What no rule wants is noise where the user began with "nothing at all". */
@@ -149,7 +182,7 @@ void wish_announce(struct wishes *all, struct wish *w)
 
 	if (!current_type(w, &type) || (w->announced && w->last == type) || is_noise(all, w))
 		return;
-	send_event(all, w, type);
+	note(all, w, type);
 }
 
 void wish_announce_users(struct wishes *all, struct slot *s)
@@ -166,5 +199,5 @@ void wish_announce_users(struct wishes *all, struct slot *s)
 void wish_announce_stop(struct wishes *all, struct wish *w)
 {
 	if (w->slot && w->announced && w->last != FORWARD_NOT_FORWARDING)
-		send_event(all, w, FORWARD_STOPPING);
+		note(all, w, FORWARD_STOPPING);
 }

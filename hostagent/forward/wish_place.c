@@ -171,6 +171,7 @@ static void on_endpoint_changed(void *arg, struct endpoint *ep)
 	if (endpoint_state(ep) == ENDPOINT_OPEN)
 		reserved_look(all->reserved);
 	wish_announce_users(all, slot_of_endpoint(all, ep));
+	wishes_tell(all);
 }
 
 static bool is_full(const struct wishes *all)
@@ -537,7 +538,7 @@ static void slot_settle(struct wishes *all, struct slot *s)
 		endpoint_open(s->ep);
 	}
 	if (endpoint_state(s->ep) == ENDPOINT_OPEN)
-		reserved_look(all->reserved);
+		all->look_at_reserved = true;
 	wish_announce_users(all, s);
 }
 
@@ -572,6 +573,10 @@ void wishes_settle(struct wishes *all)
 	while ((w = TAILQ_FIRST(&all->unplaced)))
 		place_chosen(all, w);
 	settle_dirty(all);
+	wishes_tell(all);
+	if (all->look_at_reserved)
+		reserved_look(all->reserved);
+	all->look_at_reserved = false;
 }
 
 /* --- life -------------------------------------------------------------------- */

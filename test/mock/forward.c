@@ -25,6 +25,8 @@ static void on_event(void *arg, const struct forward_event *ev)
 
 	strv_addf(&fx->events, "%s %s %s %s%s%s", names[ev->type], ev->protocol, ev->guest_addr,
 		  *ev->host_addr ? ev->host_addr : "-", *ev->error ? " " : "", ev->error);
+	if (fx->on_event)
+		fx->on_event(fx, ev);
 }
 
 void fx_start_with(struct fx *fx, const struct config *config, const struct forward_options *more)

@@ -19,6 +19,7 @@ struct fx {
 	struct forward *forward;
 	struct mock_lane lane;
 	struct strv events; /* "forwarding tcp 127.0.0.1:80 127.0.0.1:80", "… error" */
+	void (*on_event)(struct fx *fx, const struct forward_event *ev); /* NULL: nobody asks */
 	bool closed;
 };
 

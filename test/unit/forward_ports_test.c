@@ -451,6 +451,40 @@ static void test_ports_list_counts(void **state)
 }
 
 /* A guest that opens and closes ports without end cannot fill the host's disk. */
+static uint16_t opened[2], closed[2];
+
+static void assert_all_is_done(struct fx *fx, const struct forward_event *ev)
+{
+	for (size_t i = 0; i < 2; i++) {
+		assert_true(reachable("127.0.0.1", opened[i]));
+		assert_false(reachable("127.0.0.1", closed[i]));
+	}
+}
+
+/* Events are lines in files; who waits for a port does not wait for them. */
+static void test_ports_are_opened_and_closed_before_anything_is_told(void **state)
+{
+	struct guest_port all[4];
+	struct fx fx;
+
+	for (size_t i = 0; i < 2; i++) {
+		opened[i] = fx_free_port();
+		all[i] = fx_port(IPPROTO_TCP, "127.0.0.1", opened[i]);
+		closed[i] = fx_free_port();
+		all[2 + i] = fx_port(IPPROTO_TCP, "127.0.0.1", closed[i]);
+	}
+	fx_start(&fx, NULL, 0, NULL);
+	forward_change_ports(fx.forward, all + 2, 2, NULL, 0);
+	fx.on_event = assert_all_is_done;
+	forward_change_ports(fx.forward, all, 2, all + 2, 2);
+	assert_int_equal(fx_count_events(&fx, "stopping"), 2);
+	assert_int_equal(fx_count_events(&fx, "forwarding"), 4);
+	assert_string_equal(newest(&fx), expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u",
+						opened[1], opened[1]));
+	fx.on_event = NULL;
+	fx_stop(&fx);
+}
+
 static void test_ports_events_are_bounded(void **state)
 {
 	struct fx fx;
@@ -485,6 +519,7 @@ int main(void)
 		cmocka_unit_test(test_ports_companion_yields_to_a_rule),
 		cmocka_unit_test(test_ports_without_the_companion_when_it_is_taken),
 		cmocka_unit_test(test_ports_list_counts),
+		cmocka_unit_test(test_ports_are_opened_and_closed_before_anything_is_told),
 		cmocka_unit_test(test_ports_events_are_bounded),
 	};
 
