@@ -280,11 +280,13 @@ static void run(struct relay_conn *c)
 		set_busy(c, more);
 }
 
-/* A client that is gone, for one: nobody waits for what there is to do then. */
+/* Nobody waits for what there is to do when a client is gone, nor for accept(): the
+ * kernel has let the host in already. */
 static bool can_wait(const struct relay *r, const struct epoll_event *ev)
 {
-	return ev->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) && ev->data.ptr != r->control &&
-	       ev->data.ptr != &r->listen_fd && (ev->data.u64 & 1) == RELAY_HOST;
+	if (ev->data.ptr == r->control || ev->data.ptr == &r->listen_fd)
+		return true;
+	return ev->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) && (ev->data.u64 & 1) == RELAY_HOST;
 }
 
 static void on_event(struct relay *r, const struct epoll_event *ev)

@@ -11,7 +11,7 @@
 
 enum {
 	TURN_BYTES = 1 << 20,	/* each way; then the loop's other work has its turn */
-	TX_CALL_MS = 5,		/* the guest gets its sent buffers back so late at most */
+	LATER_MS = 5,
 	EVENTS_MAX = 256,
 };
 
@@ -48,14 +48,31 @@ static void check_rings(struct vsock *v)
 	vsock_drop_all(v, &why);
 }
 
+static void turn(struct vsock *v);
+
 /* An interrupt for every packet the guest sent would cost it more than the packet,
- * and all it does then is to free the buffer. One that brings it bytes does that in
+ * and all it does then is to free the buffer. One that brings it packets does that in
  * passing: the rings share their vector (QEMU gives the device too few). */
-static void on_tx_call(uv_timer_t *timer)
+static void on_later(uv_timer_t *timer)
 {
 	struct vsock *v = timer->data;
+	uint16_t told = vring_used_idx(v->rx);
 
-	vring_call_due(v->tx);
+	if (v->closing)
+		return;
+	v->farewells_due = true;
+	turn(v);
+	if (vring_used_idx(v->rx) == told)
+		vring_call_due(v->tx);
+}
+
+static void arm_later(struct vsock *v)
+{
+	/* farewells that are due wait for the guest's buffers */
+	bool owed = v->tx->call_due || (!TAILQ_EMPTY(&v->farewells) && !v->farewells_due);
+
+	if (owed && vsock_running(v) && !uv_is_active((uv_handle_t *)&v->later))
+		uv_timer_start(&v->later, on_later, LATER_MS, 0);
 }
 
 static void turn(struct vsock *v)
@@ -76,8 +93,7 @@ static void turn(struct vsock *v)
 	if (v->closing)
 		return;
 	conn_bury(v);
-	if (v->tx->call_due && !uv_is_active((uv_handle_t *)&v->tx_call))
-		uv_timer_start(&v->tx_call, on_tx_call, TX_CALL_MS, 0);
+	arm_later(v);
 	if (more || !TAILQ_EMPTY(&v->notices) || v->notice_up || v->notice_down)
 		vsock_schedule(v);
 }
@@ -252,9 +268,9 @@ static void init_handles(struct vsock *v)
 	uv_poll_init(uv, &v->clients_poll, v->clients);
 	uv_poll_start(&v->clients_poll, UV_READABLE, on_clients);
 	uv_timer_init(uv, &v->timer);
-	uv_timer_init(uv, &v->tx_call);
+	uv_timer_init(uv, &v->later);
 	uv_idle_init(uv, &v->more);
-	v->clients_poll.data = v->timer.data = v->tx_call.data = v->more.data = v;
+	v->clients_poll.data = v->timer.data = v->later.data = v->more.data = v;
 	v->handles += 4;
 }
 
@@ -262,7 +278,7 @@ static void close_handles(struct vsock *v)
 {
 	uv_close((uv_handle_t *)&v->clients_poll, on_handle_closed);
 	uv_close((uv_handle_t *)&v->timer, on_handle_closed);
-	uv_close((uv_handle_t *)&v->tx_call, on_handle_closed);
+	uv_close((uv_handle_t *)&v->later, on_handle_closed);
 	uv_close((uv_handle_t *)&v->more, on_handle_closed);
 }
 
@@ -328,6 +344,7 @@ void vsock_close(struct vsock *v, void (*closed)(void *arg), void *arg)
 			vsock_conn_reset(c);
 	}
 	/* as many goodbyes as the guest has room for */
+	v->farewells_due = true;
 	to_guest(v, UINT32_MAX);
 	v->closing = true;
 	v->closed = closed;

@@ -34,6 +34,7 @@ void conn_table_init(struct vsock *v)
 	TAILQ_INIT(&v->light);
 	TAILQ_INIT(&v->bulk);
 	TAILQ_INIT(&v->control);
+	TAILQ_INIT(&v->farewells);
 	TAILQ_INIT(&v->notices);
 	TAILQ_INIT(&v->connecting);
 	TAILQ_INIT(&v->lingering);
@@ -117,20 +118,45 @@ uint32_t conn_credit(const struct vsock_conn *c)
 
 /* --- lists ---------------------------------------------------------------- */
 
+static struct conn_list *control_of(struct vsock_conn *c)
+{
+	return c->can_wait ? &c->v->farewells : &c->v->control;
+}
+
+static void set_want(struct vsock_conn *c, unsigned want, bool can_wait)
+{
+	if (c->want)
+		TAILQ_REMOVE(control_of(c), c, in_control);
+	c->want = (uint8_t)want;
+	c->can_wait = can_wait;
+	if (c->want)
+		TAILQ_INSERT_TAIL(control_of(c), c, in_control);
+}
+
 void conn_want(struct vsock_conn *c, unsigned want)
 {
-	if (!c->want)
-		TAILQ_INSERT_TAIL(&c->v->control, c, in_control);
-	c->want |= (uint8_t)want;
+	if (c->want && !c->can_wait)
+		c->want |= (uint8_t)want;
+	else
+		set_want(c, c->want | want, false);
+}
+
+void conn_want_later(struct vsock_conn *c, unsigned want)
+{
+	if (c->want)
+		c->want |= (uint8_t)want;
+	else
+		set_want(c, want, true);
 }
 
 void conn_unwant(struct vsock_conn *c, unsigned want)
 {
-	if (!(c->want & want))
-		return;
-	c->want &= (uint8_t)~want;
-	if (!c->want)
-		TAILQ_REMOVE(&c->v->control, c, in_control);
+	unsigned left = c->want & ~want;
+
+	if (left)
+		c->want = (uint8_t)left;
+	else
+		set_want(c, 0, false);
 }
 
 void conn_notify(struct vsock_conn *c, unsigned notice)
@@ -254,13 +280,24 @@ static void let_client_go(struct vsock_conn *c)
 	c->to_guest = c->from_guest = NULL;
 }
 
-void conn_rst(struct vsock_conn *c)
+static void begin_reset(struct vsock_conn *c)
 {
 	stop_timing(c);
 	conn_unwant(c, c->want);
 	c->state = CONN_RESETTING;
-	conn_want(c, WANT_RST);
 	vsock_schedule(c->v);
+}
+
+void conn_rst(struct vsock_conn *c)
+{
+	begin_reset(c);
+	conn_want(c, WANT_RST);
+}
+
+void conn_rst_later(struct vsock_conn *c)
+{
+	begin_reset(c);
+	conn_want_later(c, WANT_RST);
 }
 
 void conn_end(struct vsock_conn *c, int code, const char *text, bool tell)

@@ -46,7 +46,7 @@ enum conn_queue { QUEUE_NONE, QUEUE_LIGHT, QUEUE_BULK };
 struct vsock_conn {
 	struct vsock *v;
 	TAILQ_ENTRY(vsock_conn) in_queue;	/* light or bulk: has bytes for the guest */
-	TAILQ_ENTRY(vsock_conn) in_control;	/* want != 0 */
+	TAILQ_ENTRY(vsock_conn) in_control;	/* want != 0; of farewells too */
 	TAILQ_ENTRY(vsock_conn) in_notices;	/* notices != 0 */
 	TAILQ_ENTRY(vsock_conn) in_timed;	/* connecting or lingering, by deadline */
 	TAILQ_ENTRY(vsock_conn) in_buffered;	/* buf.len > 0; also the graveyard's link */
@@ -68,6 +68,7 @@ struct vsock_conn {
 	bool client_shut : 1;		/* FIN sent to the client */
 	bool judged : 1;		/* what precedes the client's bytes is through */
 	bool moved : 1;
+	bool can_wait : 1;		/* want is in farewells and not in control */
 	bool asked : 1;			/* lingering: CREDIT_REQUEST sent, deadline passed once */
 
 	/* to the guest */
@@ -118,7 +119,7 @@ struct vsock {
 	int clients;			/* epoll of all clients' sockets, edge-triggered */
 	uv_poll_t clients_poll;
 	uv_timer_t timer;
-	uv_timer_t tx_call;		/* interrupts put off for the tx ring */
+	uv_timer_t later;		/* for what was put off: farewells, tx's interrupt */
 	uv_idle_t more;			/* active: a turn is owed */
 	unsigned handles;
 	void (*closed)(void *arg);
@@ -131,6 +132,10 @@ struct vsock {
 	uint32_t generation;		/* high bits of the next host port */
 	uint64_t promised;		/* sum of all windows */
 
+	/* Control packets nobody waits for go behind those of others, or by a timer:
+	 * each alone would cost the guest an interrupt. */
+	struct conn_list farewells;
+	bool farewells_due;
 	struct conn_list light, bulk, control, notices, connecting, lingering, buffered, graves;
 	struct reset_reply replies[REPLIES_MAX];
 	unsigned first_reply, n_replies;
@@ -151,10 +156,12 @@ struct vsock_conn *conn_find(const struct vsock *v, uint32_t host_port, uint32_t
  * lingers. @text: static. */
 void conn_end(struct vsock_conn *c, int code, const char *text, bool tell);
 void conn_rst(struct vsock_conn *c);		/* RST, then conn_forget() */
+void conn_rst_later(struct vsock_conn *c);	/* … as a farewell */
 void conn_forget(struct vsock_conn *c);		/* takes it out of the table */
 void conn_opened(struct vsock_conn *c);
 void conn_notify(struct vsock_conn *c, unsigned notice);
 void conn_want(struct vsock_conn *c, unsigned want);
+void conn_want_later(struct vsock_conn *c, unsigned want);
 void conn_unwant(struct vsock_conn *c, unsigned want);
 void conn_drop(struct vsock_conn *c);		/* no owner and no guest: to the graveyard */
 /* Puts it into the right queue when it has something for the guest and credit. */

@@ -231,7 +231,7 @@ static void on_closed(struct vsock_conn *c, const struct vsock_packet *p, bool i
 	} else if (c->state <= CONN_RELAY) {
 		conn_end(c, -ECONNRESET, in_order ? "closed by the guest" : "reset by the guest", true);
 	} else if (c->state == CONN_LINGER) {
-		conn_rst(c);
+		conn_rst_later(c);
 	}
 }
 

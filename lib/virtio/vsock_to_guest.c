@@ -172,7 +172,10 @@ static uint32_t read_client(struct vsock_conn *c, struct iovec *iov, unsigned n_
 	}
 	if (n == 0) {
 		c->client_eof = true;
-		conn_want(c, WANT_SHUTDOWN);
+		if (c->guest_eof)
+			conn_want_later(c, WANT_SHUTDOWN);
+		else
+			conn_want(c, WANT_SHUTDOWN);
 		conn_check_done(c);
 		return 0;
 	}
@@ -252,6 +255,10 @@ static uint32_t do_one(struct vsock *v, unsigned have)
 	}
 	if ((c = TAILQ_FIRST(&v->light)))
 		return serve(c, MIN(have, (unsigned)LIGHT_BUFFERS), LIGHT_BYTES);
+	if (v->farewells_due && (c = TAILQ_FIRST(&v->farewells))) {
+		push_control(c);
+		return VSOCK_PACKET_HEADER;
+	}
 	c = TAILQ_FIRST(&v->bulk);
 	if (c && have > reserve(v->rx))
 		return serve(c, MIN(have - reserve(v->rx), (unsigned)BULK_BUFFERS), UINT32_MAX);
@@ -261,7 +268,7 @@ static uint32_t do_one(struct vsock *v, unsigned have)
 static bool pending(const struct vsock *v)
 {
 	return v->n_replies || !TAILQ_EMPTY(&v->control) || !TAILQ_EMPTY(&v->light) ||
-	       !TAILQ_EMPTY(&v->bulk);
+	       !TAILQ_EMPTY(&v->bulk) || (v->farewells_due && !TAILQ_EMPTY(&v->farewells));
 }
 
 bool to_guest(struct vsock *v, uint32_t budget)
@@ -271,9 +278,12 @@ bool to_guest(struct vsock *v, uint32_t budget)
 
 	while (vsock_running(v) && pending(v)) {
 		unsigned have = vring_fetch(v->rx, VRING_AHEAD);
+		uint16_t told = vring_used_idx(v->rx);
 		uint32_t n;
 
 		n = have ? do_one(v, have) : 0;
+		if (vring_used_idx(v->rx) != told)
+			v->farewells_due = true;	/* the guest is interrupted anyway */
 		vring_publish(v->rx);
 		if (n == 0 && !vring_kicks_on(v->rx))
 			break;
@@ -282,5 +292,6 @@ bool to_guest(struct vsock *v, uint32_t budget)
 		if (done >= budget)
 			break;
 	}
+	v->farewells_due &= !TAILQ_EMPTY(&v->farewells);
 	return more || (v->driver && v->rx->broken.code);	/* the turn says so, once */
 }
