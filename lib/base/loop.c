@@ -1,9 +1,13 @@
 #include "lib/base/loop.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "lib/base/scoped.h"
 
 struct loop_item {
 	void (*fn)(void *arg);
@@ -11,9 +15,8 @@ struct loop_item {
 	struct loop_item *next;
 };
 
-static void on_wake(uv_async_t *wake)
+static void run_posted(struct loop *loop)
 {
-	struct loop *loop = wake->data;
 	struct loop_item *item;
 
 	pthread_mutex_lock(&loop->lock);
@@ -29,22 +32,37 @@ static void on_wake(uv_async_t *wake)
 	}
 }
 
+/* Reads before it looks at the list: what is posted later writes again. */
+static void on_wake(uv_poll_t *wake, int status, int events)
+{
+	struct loop *loop = wake->data;
+	eventfd_t n;
+
+	eventfd_read(loop->wake_fd, &n);
+	run_posted(loop);
+}
+
 int loop_init(struct loop *loop, struct error *err)
 {
+	scoped_fd int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	int rc;
 
 	*loop = (struct loop){ 0 };
+	if (fd < 0)
+		return error_sys(err, -errno, "event loop: eventfd");
 	rc = uv_loop_init(&loop->uv);
 	if (rc < 0)
 		return error_sys(err, rc, "event loop");
-	rc = uv_async_init(&loop->uv, &loop->wake, on_wake);
+	rc = uv_poll_init(&loop->uv, &loop->wake, fd);
 	if (rc < 0) {
 		uv_loop_close(&loop->uv);
 		return error_sys(err, rc, "event loop: wake handle");
 	}
+	loop->wake_fd = steal_fd(&fd);
 	uv_timer_init(&loop->uv, &loop->quiet);	/* cannot fail */
 	loop->wake.data = loop;
 	loop->uv.data = loop;
+	uv_poll_start(&loop->wake, UV_READABLE, on_wake);
 	uv_unref((uv_handle_t *)&loop->wake);
 	uv_unref((uv_handle_t *)&loop->quiet);
 	pthread_mutex_init(&loop->lock, NULL);
@@ -64,17 +82,20 @@ void loop_stop(struct loop *loop)
 void loop_post(struct loop *loop, void (*fn)(void *arg), void *arg)
 {
 	struct loop_item *item = xnew(struct loop_item);
+	bool first;
 
 	item->fn = fn;
 	item->arg = arg;
 	pthread_mutex_lock(&loop->lock);
+	first = !loop->head;
 	if (loop->tail)
 		loop->tail->next = item;
 	else
 		loop->head = item;
 	loop->tail = item;
 	pthread_mutex_unlock(&loop->lock);
-	uv_async_send(&loop->wake);
+	if (first)
+		eventfd_write(loop->wake_fd, 1);
 }
 
 void loop_ref(struct loop *loop)
@@ -104,7 +125,7 @@ unsigned loop_done(struct loop *loop)
 {
 	unsigned left = 0;
 
-	on_wake(&loop->wake);
+	run_posted(loop);
 	uv_close((uv_handle_t *)&loop->wake, NULL);
 	uv_close((uv_handle_t *)&loop->quiet, NULL);
 	uv_run(&loop->uv, UV_RUN_NOWAIT);
@@ -113,5 +134,6 @@ unsigned loop_done(struct loop *loop)
 	for (int i = 0; i < 8 && uv_loop_close(&loop->uv) == UV_EBUSY; i++)
 		uv_run(&loop->uv, UV_RUN_NOWAIT);
 	pthread_mutex_destroy(&loop->lock);
+	scoped_close_fd(&loop->wake_fd);
 	return left;
 }
