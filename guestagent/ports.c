@@ -115,13 +115,16 @@ static int look(struct ports *p, unsigned protos, struct port_set *ret, struct e
 	return 0;
 }
 
-/* True: something changed. */
-static bool look_and_tell(struct ports *p, unsigned protos)
+/* True: something changed. @ret_took_ns: the look's CPU time. */
+static bool look_and_tell(struct ports *p, unsigned protos, uint64_t *ret_took_ns)
 {
+	uint64_t start_ns = clock_thread_cpu_ns();
 	struct error err = ERROR_NONE;
 	scoped_port_set struct port_set now = { 0 }, added = { 0 }, removed = { 0 };
+	int rc = look(p, protos, &now, &err);
 
-	if (look(p, protos, &now, &err) < 0) {
+	*ret_took_ns = clock_thread_cpu_ns() - start_ns;
+	if (rc < 0) {
 		log_warn_limited("ports: %s, keeping the last list", err.msg);
 		return false;
 	}
@@ -228,7 +231,7 @@ static void rescan(struct ports *p, uint64_t now_ms)
 
 static void turn(struct ports *p)
 {
-	uint64_t start_ns = clock_mono_ns(), start_ms = start_ns / 1000000;
+	uint64_t start_ms = clock_mono_ms(), took_ns;
 	bool kicked = p->kicked;
 	unsigned protos = choose(p, start_ms);
 
@@ -236,9 +239,9 @@ static void turn(struct ports *p)
 		protos = PORTS_ALL;
 		rescan(p, start_ms);
 	}
-	if (look_and_tell(p, protos) && kicked)
+	if (look_and_tell(p, protos, &took_ns) && kicked)
 		p->settle = SETTLE_SOON;
-	pay(p, clock_mono_ns() - start_ns, kicked);
+	pay(p, took_ns, kicked);
 	plan(p);
 }
 

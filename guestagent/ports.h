@@ -15,7 +15,8 @@
  *                      every 100 ms while things change, slowing down to 1 s.
  *                      Closes kick there too (ports_destroy.h).
  *
- * A dump's cost grows with the sockets, so dumps take at most a ninth of one CPU,
+ * A dump's cost grows with the sockets, so dumps take at most a ninth of one CPU
+ * (of its time, not of the clock's: who is kept waiting by others pays for nothing),
  * however busy the guest, but for 5 ms of them in a row, which is some ten to
  * twenty with few sockets (0.2 ms at ten listeners, 48 ms at 20,000 under TCG;
  * prototypes/ports.md).

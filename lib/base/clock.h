@@ -7,6 +7,8 @@
 /* Monotonic, milliseconds / nanoseconds. For intervals and deadlines. */
 uint64_t clock_mono_ms(void);
 uint64_t clock_mono_ns(void);
+/* What the calling thread used of a CPU so far, nanoseconds. */
+uint64_t clock_thread_cpu_ns(void);
 
 enum { CLOCK_RFC3339_SIZE = sizeof("2026-01-02T15:04:05.000000000+00:00") };
 
