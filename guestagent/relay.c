@@ -26,14 +26,14 @@ enum {
 	ACCEPT_PAUSE_MS = 100,		/* out of descriptors or memory */
 };
 
-static_assert(offsetof(struct relay_buffer, bytes) == sizeof(struct relay_reply),
-	      "reply and bytes go in one write");
+static_assert(offsetof(struct relay_buffer, bytes) == sizeof(struct relay_reply) + RELAY_FRAME_HEAD &&
+	      offsetof(struct relay_buffer, end) == offsetof(struct relay_buffer, bytes) + RELAY_CHUNK,
+	      "reply, head, bytes and end go in one write");
 static_assert(_Alignof(struct relay_conn) >= 2, "the lowest bit of a pointer tells the side");
 
 static const uint64_t wait_ms[RELAY_WAITS] = {
 	[RELAY_WAIT_CONNECT] = RELAY_CONNECT_MS,
 	[RELAY_WAIT_REPLY] = RELAY_REPLY_MS,
-	[RELAY_WAIT_END] = RELAY_END_MS,
 };
 
 /* Through the control pipe to the thread. The end of the pipe is its end. */
@@ -131,6 +131,12 @@ void relay_count_relayed(struct relay *r)
 	atomic_fetch_add(&r->relayed, 1);
 }
 
+void relay_make_room(struct relay *r)
+{
+	if (atomic_load(&r->idle) >= r->opts.idle_max)
+		relay_conn_timeout(TAILQ_FIRST(&r->waiting[RELAY_WAIT_HELLO]));
+}
+
 unsigned relay_count_busy(const struct relay *r)
 {
 	return atomic_load(&r->connections) - atomic_load(&r->idle);
@@ -147,14 +153,19 @@ static void set_busy(struct relay_conn *c, bool busy)
 		TAILQ_REMOVE(&c->relay->busy, c, busy);
 }
 
+void relay_trim_later(struct relay *r)
+{
+	if (!r->trim_ms)
+		r->trim_ms = r->now_ms + RELAY_QUIET_MS;
+}
+
 void relay_bury(struct relay_conn *c)
 {
 	relay_wait_for(c, RELAY_WAIT_NONE);
 	set_busy(c, false);
 	LIST_REMOVE(c, all);
 	atomic_fetch_sub(&c->relay->connections, 1);
-	if (!c->relay->trim_ms)
-		c->relay->trim_ms = c->relay->now_ms + RELAY_QUIET_MS;
+	relay_trim_later(c->relay);
 	TAILQ_INSERT_TAIL(&c->relay->dead, c, busy);
 }
 
@@ -171,8 +182,7 @@ static void add(struct relay *r, int fd)
 				 r->opts.connections_max);
 		return;
 	}
-	if (atomic_load(&r->idle) >= r->opts.idle_max)
-		relay_conn_timeout(TAILQ_FIRST(&r->waiting[RELAY_WAIT_HELLO]));
+	relay_make_room(r);
 	c = xnew(struct relay_conn);
 	c->relay = r;
 	c->wait = RELAY_WAIT_NONE;

@@ -1,15 +1,15 @@
 /* relay.h - from a vsock connection of the host's to a TCP server in the guest
  *
- * One connection of the vsock per forwarded TCP connection. The host opens it
- * ahead of time; when it has a client it sends where to (proto/relay.h) and the
- * client's first bytes. We connect, answer, and copy both ways:
+ * One connection of the vsock per forwarded TCP connection, one after the other. The
+ * host opens it ahead of time; when it has a client it sends where to (proto/relay.h)
+ * and the client's first bytes. We connect, answer, and copy both ways:
  *
  *	what happens on one side		what the other side sees
- *	host ends sending: read() gives 0	FIN to the server
- *	server ends sending: read() gives 0	shutdown(SHUT_WR) on the vsock
+ *	host's frame of length 0		FIN to the server
+ *	server ends sending: read() gives 0	a frame of length 0
  *	server resets				what it sent before, then the vsock is
- *						closed without shutdown()
- *	host resets, or the device is gone	RST to the server
+ *						closed
+ *	the vsock ends				RST to the server
  *
  * All connections are served by one thread with an epoll of its own, because a
  * wake-up is what costs most here (under emulation a tenth of a millisecond, and
@@ -38,7 +38,6 @@ enum {
 	RELAY_IDLE_MAX = 256,		/* opened ahead of time; the oldest goes */
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
 	RELAY_CONNECT_MS = 10 * 1000,
-	RELAY_END_MS = 500,		/* an answer of the host's takes under 1, on a quiet machine */
 	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */
 };
 

@@ -167,19 +167,38 @@ static void send_reply(struct relay_conn *c)
 	end_deliver(c, &c->ends[RELAY_HOST], (const uint8_t *)&reply, sizeof(reply));
 }
 
-/* What was read into the thread's buffer. */
-static void pass_to_host(struct relay_conn *c, struct relay_buffer *b, size_t len)
+/* The server's end: that of all, if the client's has been passed on. */
+static uint32_t end_mark(struct relay_conn *c)
 {
-	struct relay_end *to = &c->ends[RELAY_HOST];
+	c->ends[RELAY_HOST].shut = true;
+	c->done = c->ends[RELAY_SERVER].shut;
+	return c->done ? RELAY_FRAME_DONE : 0;
+}
 
+/* @len bytes of the server's in the thread's buffer, and its end behind them. */
+static void pass_to_host(struct relay_conn *c, struct relay_buffer *b, size_t len, bool end)
+{
+	uint8_t *first = b->head, *last = b->bytes + len;
+	uint32_t head = htonl((uint32_t)len);
+
+	memcpy(b->head, &head, sizeof(head));
 	if (c->reply_due) {
 		c->reply_due = false;
 		relay_wait_for(c, RELAY_WAIT_NONE);
 		b->reply = make_reply(0);
-		end_deliver(c, to, (const uint8_t *)&b->reply, sizeof(b->reply) + len);
-	} else {
-		end_deliver(c, to, b->bytes, len);
+		first = (uint8_t *)&b->reply;
 	}
+	if (end) {
+		head = end_mark(c);
+		memcpy(last, &head, sizeof(head));
+		last += RELAY_FRAME_HEAD;
+	}
+	end_deliver(c, &c->ends[RELAY_HOST], first, (size_t)(last - first));
+}
+
+static void send_mark(struct relay_conn *c, uint32_t mark)
+{
+	end_deliver(c, &c->ends[RELAY_HOST], (const uint8_t *)&mark, sizeof(mark));
 }
 
 /* --- the way to the server -------------------------------------------------- */
@@ -318,19 +337,100 @@ static void check_connect(struct relay_conn *c)
 	dial(c, rc, NULL, 0);
 }
 
-/* --- hello ------------------------------------------------------------------ */
+/* --- from the host ----------------------------------------------------------- */
 
 static bool hello_is_good(const struct relay_hello *h)
 {
-	return ntohs(h->magic) == RELAY_MAGIC && h->version == 1 && h->proto == RELAY_TCP &&
-	       h->port != 0 && h->reserved == 0;
+	return ntohs(h->magic) == RELAY_MAGIC && h->version == RELAY_VERSION &&
+	       h->proto == RELAY_TCP && h->port != 0 && h->reserved == 0;
 }
 
-/* Hello and the client's first bytes in one read. */
-static void read_hello(struct relay_conn *c)
+struct payload {
+	uint8_t *data;
+	size_t len;
+	bool end;	/* of the direction, behind it */
+	bool bad;
+};
+
+/* Of frames, up to the end of the direction if that is among them: payload moves
+ * together. Returns how much was read. */
+static size_t unframe(struct relay_conn *c, uint8_t *data, size_t len, struct payload *ret)
+{
+	size_t at = 0, n;
+	uint32_t head;
+
+	*ret = (struct payload){ .data = data };
+	while (at < len && !ret->end && !ret->bad) {
+		if (c->frame_left) {
+			n = MIN(len - at, (size_t)c->frame_left);
+			if (ret->len == 0)
+				ret->data = data + at;
+			else
+				memmove(ret->data + ret->len, data + at, n);
+			ret->len += n;
+			c->frame_left -= (uint32_t)n;
+			at += n;
+			continue;
+		}
+		c->frame_head[c->frame_have++] = data[at++];
+		if (c->frame_have < RELAY_FRAME_HEAD)
+			continue;
+		c->frame_have = 0;
+		memcpy(&head, c->frame_head, sizeof(head));
+		c->frame_left = ntohl(head);
+		ret->end = c->frame_left == 0;
+		ret->bad = c->frame_left > RELAY_FRAME_MAX;
+	}
+	return at;
+}
+
+/* … and the client's first bytes, which come with it. */
+static size_t take_hello(struct relay_conn *c, uint8_t *data, size_t len)
+{
+	size_t used = MIN(len, sizeof(c->hello) - c->hello_len);
+	struct payload first;
+
+	memcpy((uint8_t *)&c->hello + c->hello_len, data, used);
+	c->hello_len += (uint8_t)used;
+	if (c->hello_len < sizeof(c->hello))
+		return used;
+	used += unframe(c, data + used, len - used, &first);
+	if (!hello_is_good(&c->hello) || first.bad) {
+		close_both(c);
+		return len;
+	}
+	c->ends[RELAY_HOST].eof = first.end;
+	dial(c, 0, first.data, first.len);
+	return used;
+}
+
+static void pass_ends(struct relay_conn *c);
+
+static size_t take_frames(struct relay_conn *c, uint8_t *data, size_t len)
+{
+	struct relay_end *host = &c->ends[RELAY_HOST], *server = &c->ends[RELAY_SERVER];
+	struct payload p;
+	size_t used;
+
+	if (host->eof || c->state == RELAY_CONNECTING) {	/* it should wait for us */
+		relay_conn_reset(c);
+		return len;
+	}
+	used = unframe(c, data, len, &p);
+	if (p.bad) {
+		relay_conn_reset(c);
+		return len;
+	}
+	if (p.len && !c->server_broken)
+		end_deliver(c, server, p.data, p.len);
+	host->eof |= p.end;
+	pass_ends(c);
+	return used;
+}
+
+static void read_host(struct relay_conn *c)
 {
 	struct relay_end *host = &c->ends[RELAY_HOST];
-	size_t missing = sizeof(c->hello) - c->hello_len, used;
 	uint8_t *data;
 	bool all;
 	ssize_t n = relay_host_recv(c, &data, &all);
@@ -339,136 +439,114 @@ static void read_hello(struct relay_conn *c)
 		host->readable = false;
 		return;
 	}
-	if (n <= 0) {	/* the host does not need it any more */
-		close_both(c);
+	if (n <= 0) {	/* reset, or the host does not need it any more */
+		relay_conn_reset(c);
 		return;
 	}
+	/* The next byte makes an event (epoll(7)), but an end that was already told of
+	 * does not. */
 	if (all && !host->hung_up)
 		host->readable = false;
-	used = MIN((size_t)n, missing);
-	memcpy((uint8_t *)&c->hello + c->hello_len, data, used);
-	c->hello_len += (uint8_t)used;
-	if (used < missing)
+	while (n > 0 && c->state != RELAY_DEAD) {
+		size_t used = c->state == RELAY_HELLO ? take_hello(c, data, (size_t)n)
+						      : take_frames(c, data, (size_t)n);
+
+		data += used;
+		n -= (ssize_t)used;
+	}
+}
+
+/* --- from the server --------------------------------------------------------- */
+
+static void on_server_failed(struct relay_conn *c)
+{
+	c->state = RELAY_DRAINING;
+}
+
+static void on_server_end(struct relay_conn *c)
+{
+	c->ends[RELAY_SERVER].eof = true;
+	c->ends[RELAY_SERVER].readable = false;
+	if (c->server_broken)
+		c->state = RELAY_DRAINING;
+}
+
+/* What there is, and what is behind it if that is likely its end: many servers close
+ * after their answer, and one packet tells the host of both. */
+static void read_server(struct relay_conn *c)
+{
+	struct relay_buffer *b = relay_get_buffer(c->relay);
+	struct relay_end *server = &c->ends[RELAY_SERVER];
+	ssize_t n = recv(server->fd, b->bytes, sizeof(b->bytes), MSG_DONTWAIT), more = -1;
+	bool failed = false;
+
+	if (n < 0 && would_block(errno)) {
+		server->readable = false;
 		return;
-	if (!hello_is_good(&c->hello))
-		close_both(c);
-	else
-		dial(c, 0, data + used, (size_t)n - used);
+	}
+	if (n < 0) {
+		on_server_failed(c);
+		return;
+	}
+	if (n == 0) {
+		on_server_end(c);
+		return;
+	}
+	if ((size_t)n < sizeof(b->bytes) && (server->hung_up || c->reply_due)) {
+		more = recv(server->fd, b->bytes + n, sizeof(b->bytes) - (size_t)n, MSG_DONTWAIT);
+		failed = more < 0 && !would_block(errno);
+	}
+	n += MAX(more, (ssize_t)0);
+	if ((size_t)n < sizeof(b->bytes) && !server->hung_up)
+		server->readable = false;
+	if (more == 0)
+		on_server_end(c);
+	pass_to_host(c, b, (size_t)n, more == 0 && c->state == RELAY_OPEN);
+	if (failed && c->state == RELAY_OPEN)
+		on_server_failed(c);
 }
 
 /* --- bytes ------------------------------------------------------------------ */
 
-/* A reset that finds unread bytes leaves the connection standing, so if there were
- * any since we shut down our sending side, the end that follows them may be either.
- * But relay_host_has_reset() made the kernel send another packet, and to one of a
- * connection it does not know the host answers with a reset, which finds none. */
-static bool end_is_in_doubt(struct relay_conn *c)
+/* Both directions have ended: ready for the next client. */
+static void finish(struct relay_conn *c)
 {
-	return c->ends[RELAY_HOST].shut && c->host_spoke_late;
+	struct relay_end *host = &c->ends[RELAY_HOST];
+
+	end_close(&c->ends[RELAY_SERVER]);
+	c->ends[RELAY_SERVER] = (struct relay_end){ .fd = -1 };
+	host->eof = host->shut = c->done = false;
+	c->hello_len = c->dialled = 0;
+	c->server_broken = false;
+	c->state = RELAY_HELLO;
+	relay_make_room(c->relay);
+	relay_wait_for(c, RELAY_WAIT_HELLO);
+	relay_trim_later(c->relay);
 }
 
-static void on_end_of(struct relay_conn *c, struct relay_end *from)
+/* An end goes on when everything before it has. */
+static void pass_ends(struct relay_conn *c)
 {
-	from->readable = from->look = false;
-	if (c->wait == RELAY_WAIT_END)
-		return;
-	if (from == &c->ends[RELAY_HOST] && relay_host_has_reset(c)) {
-		relay_conn_reset(c);
-		return;
+	struct relay_end *host = &c->ends[RELAY_HOST], *server = &c->ends[RELAY_SERVER];
+
+	if (c->state == RELAY_OPEN && host->eof && !server->shut && !server->pending) {
+		server->shut = true;
+		if (!server->eof)	/* else close() tells it */
+			shutdown(server->fd, SHUT_WR);
 	}
-	if (from == &c->ends[RELAY_HOST] && end_is_in_doubt(c)) {
-		relay_wait_for(c, RELAY_WAIT_END);
-		return;
-	}
-	from->eof = true;
-	if (from == &c->ends[RELAY_SERVER] && c->server_broken)
-		c->state = RELAY_DRAINING;
-}
-
-static void on_doubt_over(struct relay_conn *c)
-{
-	relay_wait_for(c, RELAY_WAIT_NONE);
-	if (relay_host_has_reset(c))
-		relay_conn_reset(c);
-	else
-		c->ends[RELAY_HOST].eof = true;
-}
-
-static void on_read_failed(struct relay_conn *c, struct relay_end *from)
-{
-	if (from == &c->ends[RELAY_HOST])
-		relay_conn_reset(c);	/* the device is gone */
-	else
-		c->state = RELAY_DRAINING;
-}
-
-static ssize_t read_end(struct relay_conn *c, struct relay_end *from, uint8_t **ret, bool *ret_all)
-{
-	struct relay_buffer *b = relay_get_buffer(c->relay);
-	ssize_t n;
-
-	if (from == &c->ends[RELAY_HOST])
-		return relay_host_recv(c, ret, ret_all);
-	n = recv(from->fd, b->bytes, sizeof(b->bytes), MSG_DONTWAIT);
-	*ret = b->bytes;
-	*ret_all = n < (ssize_t)sizeof(b->bytes);
-	return n;
-}
-
-static void pass_on(struct relay_conn *c, struct relay_end *from, const uint8_t *data, size_t len)
-{
-	if (from == &c->ends[RELAY_SERVER])
-		pass_to_host(c, relay_get_buffer(c->relay), len);
-	else if (!c->server_broken)
-		end_deliver(c, &c->ends[RELAY_SERVER], data, len);
-}
-
-/* One read from one end to the other. */
-static void step(struct relay_conn *c, struct relay_end *from)
-{
-	uint8_t *data;
-	bool all;
-	ssize_t n;
-
-	if (!end_flush(c, other_end(c, from)) || !from->readable || from->eof ||
-	    c->state != RELAY_OPEN)
-		return;
-	n = read_end(c, from, &data, &all);
-	if (n > 0) {
-		/* Less than there was room for: the next byte makes an event
-		 * (epoll(7)), but an end that was already told of does not. */
-		if (all && !from->hung_up)
-			from->readable = false;
-		c->host_spoke_late |= from->shut;
-		pass_on(c, from, data, (size_t)n);
-	} else if (n == 0) {
-		on_end_of(c, from);
-	} else if (would_block(errno)) {
-		from->readable = false;
-	} else {
-		on_read_failed(c, from);
-	}
-}
-
-/* An end of file goes on when everything before it has. */
-static void pass_end(struct relay_conn *c, struct relay_end *from)
-{
-	struct relay_end *to = other_end(c, from);
-
-	if (c->state != RELAY_OPEN || !from->eof || to->shut || to->pending)
-		return;
-	if (to == &c->ends[RELAY_HOST]) {
+	if (c->state == RELAY_OPEN && server->eof && !host->shut && !host->pending) {
 		send_reply(c);
-		if (c->state != RELAY_OPEN || to->pending)
-			return;
+		if (c->state == RELAY_OPEN && !host->pending)
+			send_mark(c, end_mark(c));
 	}
-	to->shut = true;
-	if (to == &c->ends[RELAY_HOST]) {
-		shutdown(to->fd, SHUT_WR);
-		relay_host_let_go(c);
-	} else if (!from->shut) {	/* else both have ended: close() tells the server */
-		shutdown(to->fd, SHUT_WR);
+	if (c->state != RELAY_OPEN || !host->shut || !server->shut || host->pending)
+		return;
+	if (!c->done) {
+		c->done = true;
+		send_mark(c, RELAY_FRAME_DONE);
 	}
+	if (c->state == RELAY_OPEN && !host->pending)
+		finish(c);
 }
 
 static bool can_go_on(struct relay_conn *c, const struct relay_end *from)
@@ -480,17 +558,14 @@ static bool can_go_on(struct relay_conn *c, const struct relay_end *from)
 	return from->readable && !from->eof;
 }
 
-/* An end cannot be read while the server takes nothing, but a reset is worth
- * knowing at once, for the server may never read again; likewise one that follows
- * an end of file. Not with our side shut down, where looking is an event itself. */
+/* An end of the vsock is a reset, but it is not seen while nothing is read: the server
+ * takes nothing, or the client has said all. */
 static void look_for_reset(struct relay_conn *c)
 {
 	struct relay_end *host = &c->ends[RELAY_HOST];
 
-	if (!host->look || host->shut || c->state != RELAY_OPEN)
-		return;
-	host->look = false;
-	if ((host->eof || c->ends[RELAY_SERVER].pending) && relay_host_has_reset(c))
+	if (c->state == RELAY_OPEN && host->hung_up &&
+	    (host->eof || c->ends[RELAY_SERVER].pending))
 		relay_conn_reset(c);
 }
 
@@ -498,13 +573,13 @@ static bool run_open(struct relay_conn *c)
 {
 	struct relay_end *host = &c->ends[RELAY_HOST], *server = &c->ends[RELAY_SERVER];
 
-	step(c, server);
-	step(c, host);
-	pass_end(c, server);
-	pass_end(c, host);
+	if (end_flush(c, host) && c->state == RELAY_OPEN && server->readable && !server->eof)
+		read_server(c);
+	if (c->state == RELAY_OPEN && end_flush(c, server) && c->state == RELAY_OPEN &&
+	    host->readable && !host->eof)
+		read_host(c);
+	pass_ends(c);
 	look_for_reset(c);
-	if (c->state == RELAY_OPEN && host->shut && server->shut)
-		close_both(c);
 	return c->state == RELAY_OPEN && (can_go_on(c, host) || can_go_on(c, server));
 }
 
@@ -523,11 +598,13 @@ bool relay_conn_run(struct relay_conn *c)
 	bool more = false;
 
 	if (c->state == RELAY_HELLO && c->ends[RELAY_HOST].readable)
-		read_hello(c);
+		read_host(c);
 	if (c->state == RELAY_OPEN)
 		more = run_open(c);
 	if (c->state == RELAY_DRAINING)
 		more = run_draining(c);
+	if (c->state == RELAY_HELLO)	/* again */
+		more = c->ends[RELAY_HOST].readable;
 	return more;
 }
 
@@ -540,14 +617,14 @@ void relay_conn_event(struct relay_conn *c, enum relay_side side, uint32_t event
 	if (c->state == RELAY_DEAD)
 		return;
 	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-		e->hung_up = e->look = true;
+		e->hung_up = true;
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		e->readable = true;
 	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
 		e->writable = true;
 	if (c->state == RELAY_CONNECTING && side == RELAY_SERVER)
 		check_connect(c);
-	else if (c->state == RELAY_CONNECTING && e->hung_up && relay_host_has_reset(c))
+	else if (c->state == RELAY_CONNECTING && e->hung_up)
 		relay_conn_reset(c);
 }
 
@@ -557,7 +634,6 @@ void relay_conn_timeout(struct relay_conn *c)
 	case RELAY_WAIT_HELLO: close_both(c); break;
 	case RELAY_WAIT_CONNECT: refuse(c, ETIMEDOUT); break;
 	case RELAY_WAIT_REPLY: send_reply(c); break;
-	case RELAY_WAIT_END: on_doubt_over(c); break;
 	default: assert(0);
 	}
 }

@@ -3,21 +3,21 @@
 #include <errno.h>
 #include <sys/socket.h>
 
-/* Behind a side that was shut down the end comes next. */
+#include "lib/base/mem.h"
+
 static bool may_hold(const struct relay_conn *c)
 {
-	const struct relay_end *host = &c->ends[RELAY_HOST];
-
-	return !host->shut && !host->hung_up && relay_count_busy(c->relay) <= RELAY_HOLDERS_MAX;
+	return !c->ends[RELAY_HOST].hung_up && relay_count_busy(c->relay) <= RELAY_HOLDERS_MAX;
 }
 
 void relay_host_let_go(struct relay_conn *c)
 {
-	struct relay_buffer *b = relay_get_buffer(c->relay);
+	uint8_t gone[RELAY_HELD_MAX];	/* not the thread's buffer: that may be in use */
 
 	if (c->held)
-		(void)!recv(c->ends[RELAY_HOST].fd, b->bytes, c->held, MSG_DONTWAIT);
+		(void)!recv(c->ends[RELAY_HOST].fd, gone, MIN(c->held, sizeof(gone)), MSG_DONTWAIT);
 	c->held = 0;
+	c->held_reads = 0;
 }
 
 /* Takes all there is; of it, the first @skip bytes are not new. */
@@ -31,6 +31,7 @@ static ssize_t take(struct relay_conn *c, size_t skip, uint8_t **ret, bool *ret_
 	if (n <= 0)
 		return n;
 	c->held = 0;
+	c->held_reads = 0;
 	*ret = b->bytes + skip;
 	return n - (ssize_t)skip;
 }
@@ -41,7 +42,7 @@ ssize_t relay_host_recv(struct relay_conn *c, uint8_t **ret, bool *ret_all)
 	size_t held, room;
 	ssize_t n;
 
-	if (c->held > RELAY_SMALL || !may_hold(c))
+	if (c->held > RELAY_SMALL || c->held_reads == RELAY_HELD_READS_MAX || !may_hold(c))
 		relay_host_let_go(c);
 	held = c->held;
 	if (c->bulk || !may_hold(c))
@@ -58,23 +59,7 @@ ssize_t relay_host_recv(struct relay_conn *c, uint8_t **ret, bool *ret_all)
 		return -1;
 	}
 	c->held = (uint16_t)n;
+	c->held_reads++;
 	*ret = b->bytes + held;
 	return n - (ssize_t)held;
-}
-
-/* While our sending side is open, an empty send() tells: after a reset the peer does
- * not want to receive either. After that side was shut down, shutting it down again
- * clears the mark by which vsock_connectible_recvmsg() says 0 and not ENOTCONN on a
- * connection that is no more (net/vmw_vsock/af_vsock.c). */
-bool relay_host_has_reset(struct relay_conn *c)
-{
-	const struct relay_end *host = &c->ends[RELAY_HOST];
-	char byte;
-
-	if (!host->shut)
-		return send(host->fd, "", 0, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno != EAGAIN &&
-		       errno != EINTR;
-	shutdown(host->fd, SHUT_WR);
-	return recv(host->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno != EAGAIN &&
-	       errno != EINTR;
 }

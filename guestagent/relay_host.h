@@ -10,8 +10,8 @@
  *
  *	queue	| held: passed on already | new |
  *
- * Held are RELAY_HELD_MAX bytes at most, and none by a connection whose end is near
- * (an end is not seen behind them), that moves bulk (which would be copied twice), or
+ * Held are RELAY_HELD_MAX bytes at most, and none by a connection that has ended (the
+ * end is not seen behind them), that moves bulk (which would be copied twice), or
  * one of a crowd (each holds a page or more of the guest's memory).
  */
 #pragma once
@@ -25,6 +25,7 @@
 enum {
 	RELAY_SMALL = 2048,		/* a message that is looked at */
 	RELAY_HELD_MAX = 2 * RELAY_SMALL,
+	RELAY_HELD_READS_MAX = 64,	/* a byte may take a buffer of its own */
 	RELAY_HOLDERS_MAX = 256,	/* a crowd is more */
 };
 
@@ -33,8 +34,3 @@ enum {
 ssize_t relay_host_recv(struct relay_conn *c, uint8_t **ret, bool *ret_all);
 /* What was held leaves the queue. */
 void relay_host_let_go(struct relay_conn *c);
-/* Linux shows a reset from the other end of a vsock as an end of file
- * (net/vmw_vsock/virtio_transport_common.c, virtio_transport_do_close()): was it one?
- * It must have been read up to the end, unless our sending side is open. What this
- * misses: relay_conn.c, on_end_of(). */
-bool relay_host_has_reset(struct relay_conn *c);

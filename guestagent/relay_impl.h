@@ -10,7 +10,9 @@
 #include "guestagent/relay.h"
 #include "proto/relay.h"
 
-enum { RELAY_CHUNK = 128 * 1024 };	/* one read: larger ones gain nothing (prototypes/vsock.md) */
+/* One read: larger ones gain nothing (prototypes/vsock.md). With what is put around it
+ * no more than two of the vsock's packets of 64 KiB. */
+enum { RELAY_CHUNK = 128 * 1024 - sizeof(struct relay_reply) - 2 * RELAY_FRAME_HEAD };
 
 enum relay_side { RELAY_HOST, RELAY_SERVER };
 
@@ -28,7 +30,6 @@ enum relay_wait {
 	RELAY_WAIT_HELLO,	/* without a deadline: bounded by number */
 	RELAY_WAIT_CONNECT,
 	RELAY_WAIT_REPLY,
-	RELAY_WAIT_END,		/* of file, or was it a reset? */
 	RELAY_WAITS,
 	RELAY_WAIT_NONE = RELAY_WAITS,
 };
@@ -38,9 +39,8 @@ struct relay_end {
 	bool readable, writable;
 	bool asked_for_room;	/* EPOLLOUT is registered */
 	bool hung_up;		/* an event told of an end: read on until it shows */
-	bool look;		/* … just now */
 	bool eof;		/* it will send no more */
-	bool shut;		/* it was told that no more comes */
+	bool shut;		/* it was told that no more comes, or it is pending */
 	uint8_t *pending;	/* what it did not take; NULL: nothing */
 	uint32_t pending_at, pending_len;
 };
@@ -51,13 +51,16 @@ struct relay_conn {
 	enum relay_state state;
 	enum relay_wait wait;
 	bool reply_due;		/* goes in front of what the host gets first */
-	bool host_spoke_late;	/* after we had shut down sending to it */
 	bool server_broken;	/* does not take any more; what it sent is still read */
+	bool done;		/* the host was told that all is through */
 	bool bulk;		/* the host's last bytes were more than a small message */
+	uint8_t held_reads;
 	uint16_t held;		/* bytes in the host's queue that were passed on: relay_host.h */
 	bool queued;		/* in `busy` */
 	uint8_t dialled;	/* addresses tried */
 	uint8_t hello_len;
+	uint8_t frame_have, frame_head[RELAY_FRAME_HEAD];	/* of the host's next frame */
+	uint32_t frame_left;	/* bytes of the host's frame still to come */
 	struct relay_hello hello;
 	uint64_t deadline_ms;
 	TAILQ_ENTRY(relay_conn) waiting, busy;
@@ -68,7 +71,9 @@ TAILQ_HEAD(relay_queue, relay_conn);
 
 struct relay_buffer {		/* the thread's one, for a read that is passed on at once */
 	struct relay_reply reply;	/* right before it, to go in one write */
+	uint8_t head[RELAY_FRAME_HEAD];
 	uint8_t bytes[RELAY_CHUNK];
+	uint8_t end[RELAY_FRAME_HEAD];	/* room for one, wherever the bytes end */
 };
 
 /* --- relay_conn.c ---------------------------------------------------------- */
@@ -92,6 +97,10 @@ void relay_watch_room(struct relay_conn *c, enum relay_side side);
 void relay_wait_for(struct relay_conn *c, enum relay_wait wait);
 void relay_dial_more(struct relay *r, struct dial *d);
 void relay_count_relayed(struct relay *r);
+/* One more is going to be idle: the oldest goes when they are too many. */
+void relay_make_room(struct relay *r);
+/* A client was served: the heap may have something to give back. */
+void relay_trim_later(struct relay *r);
 /* Connections that are not idle. */
 unsigned relay_count_busy(const struct relay *r);
 /* Off all queues; freed when this turn's events are through. */

@@ -210,7 +210,8 @@ static void on_vsock_ended(void *arg, const struct error *why)
 
 static void client_try(struct client *c)
 {
-	const struct vsock_conn_callbacks cb = { on_vsock_opened, on_vsock_ended, c };
+	const struct vsock_conn_callbacks cb = { .opened = on_vsock_opened,
+						.ended = on_vsock_ended, .arg = c };
 	struct error err = ERROR_NONE;
 
 	if (!c->s->up) {

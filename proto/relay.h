@@ -1,11 +1,19 @@
 /* relay.h - what the two ends of a vsock data connection say before the bytes
  *
- * One connection of the guest's vsock per forwarded TCP connection. The host
- * opens it ahead of time; when it has a client for it, it sends a relay_hello
- * and, right behind, whatever the client sends. The guest agent connects to the
- * address and answers with one relay_reply; then it is bytes both ways, and the
- * ends of directions are vsock's own (see lib/virtio/vsock.h): shutdown for FIN,
- * close without it for RST.
+ * One connection of the guest's vsock per forwarded TCP connection, and when that is
+ * over it serves the next one. The host opens them ahead of time; when it has a
+ * client for one, it sends a relay_hello and, right behind, what the client sends.
+ * The guest agent connects to the address and answers with one relay_reply. Behind
+ * hello and reply both directions are frames: a length, 32 bits, and so many bytes.
+ * Length 0 is the direction's end (FIN). When both have ended and all of it has gone
+ * on to the server, the agent says so by another length that is none, "done" (which
+ * stands for its end too, if that comes last), and the next hello may come.
+ *
+ *	host	hello | 5 hello | 3 you | 0			hello | …
+ *	guest		reply | 8 hello to | 4 you! | 0 | done	  reply | …
+ *
+ * An end of the vsock connection itself is a reset (RST), of either side. (Linux does
+ * not show whether a vsock ended by a reset or in order; frames do.)
  *
  * The agent may wait a few milliseconds with a reply of "connected" so that it
  * travels with the server's first bytes; a refusal goes at once, and then the
@@ -18,16 +26,21 @@
 #include <stdint.h>
 
 enum {
+	RELAY_VERSION = 2,
 	/* Where the agent listens, any CID; told by Info and Event. Below 1024: only
 	 * root binds it in the guest (net/vmw_vsock/af_vsock.c, LAST_RESERVED_PORT). */
 	RELAY_VSOCK_PORT = 722,
 	RELAY_MAGIC = 0x4c52,		/* "LR" */
 	RELAY_TCP = 6,			/* IPPROTO_TCP */
+	RELAY_FRAME_HEAD = 4,		/* bytes of a length */
+	RELAY_FRAME_MAX = 1 << 24,
 };
+
+#define RELAY_FRAME_DONE 0xffffffffu
 
 struct relay_hello {		/* host to guest */
 	uint16_t magic;
-	uint8_t version;	/* 1 */
+	uint8_t version;	/* RELAY_VERSION */
 	uint8_t proto;		/* RELAY_TCP */
 	uint16_t port;		/* 1..65535 */
 	uint16_t reserved;	/* 0 */

@@ -14,6 +14,7 @@ enum {
 	POOL_MIN = 8,
 	POOL_MAX = 32,
 	POOL_OPENING_MAX = 128, /* asked for at once */
+	RESTING_MAX = 1024,     /* a server that does not read holds its own for ever */
 	POOL_SHRINK_MS = 10000, /* not short of one for so long */
 	BACKOFF_MIN_MS = 20,    /* after the guest refused */
 	BACKOFF_MAX_MS = 2000,
@@ -26,6 +27,7 @@ struct link { /* a connection of the vsock; owner: the lane */
 	struct vsock_conn *v;
 	struct lane_conn *client; /* NULL: opening, or in the pool */
 	bool open;
+	bool resting;             /* between two clients */
 };
 TAILQ_HEAD(link_list, link);
 
@@ -43,9 +45,9 @@ TAILQ_HEAD(client_list, lane_conn);
 struct lane_vsock { /* refs: two timers */
 	struct lane lane;
 	struct lane_vsock_options o;
-	struct link_list opening, pool, busy;
+	struct link_list opening, pool, busy, resting;
 	struct client_list waiting; /* those in `busy` are not in it */
-	unsigned n_opening, n_pool, n_waiting;
+	unsigned n_opening, n_pool, n_waiting, n_resting;
 	unsigned wanted; /* size of the pool, pool_min … pool_max */
 	unsigned lowest; /* it was since the shrink timer ran last */
 	uv_timer_t backoff, shrink;
@@ -120,6 +122,9 @@ static void link_free(struct link *k)
 
 	if (k->client) {
 		TAILQ_REMOVE(&l->busy, k, next);
+	} else if (k->resting) {
+		TAILQ_REMOVE(&l->resting, k, next);
+		l->n_resting--;
 	} else if (k->open) {
 		TAILQ_REMOVE(&l->pool, k, next);
 		l->n_pool--;
@@ -188,6 +193,7 @@ static void give(struct link *k, struct lane_conn *c)
 		.hello_len = sizeof(c->hello),
 		.prologue_len = sizeof(struct relay_reply),
 		.prologue = on_reply,
+		.framed = true,
 		.to_guest = c->relay.bytes_in,
 		.from_guest = c->relay.bytes_out,
 	};
@@ -201,15 +207,12 @@ static void give(struct link *k, struct lane_conn *c)
 
 /* --- the pool ----------------------------------------------------------------- */
 
-static void on_opened(void *arg)
+/* It is idle, and in no list. */
+static void put_to_use(struct link *k)
 {
-	struct link *k = arg;
 	struct lane_vsock *l = k->l;
 	struct lane_conn *c = TAILQ_FIRST(&l->waiting);
 
-	TAILQ_REMOVE(&l->opening, k, next);
-	l->n_opening--;
-	k->open = true;
 	if (c) {
 		TAILQ_REMOVE(&l->waiting, c, next);
 		l->n_waiting--;
@@ -218,6 +221,17 @@ static void on_opened(void *arg)
 		TAILQ_INSERT_TAIL(&l->pool, k, next);
 		l->n_pool++;
 	}
+}
+
+static void on_opened(void *arg)
+{
+	struct link *k = arg;
+	struct lane_vsock *l = k->l;
+
+	TAILQ_REMOVE(&l->opening, k, next);
+	l->n_opening--;
+	k->open = true;
+	put_to_use(k);
 	note_success(l);
 	refill(l);
 }
@@ -262,8 +276,47 @@ static void on_ended(void *arg, const struct error *why)
 	refill(l);
 }
 
+/* The client has been served; the guest may still have to pass its last bytes on. */
+static void on_finished(void *arg)
+{
+	struct link *k = arg;
+	struct lane_vsock *l = k->l;
+	struct lane_conn *c = k->client;
+	struct error none = ERROR_NONE;
+	struct link *oldest;
+
+	TAILQ_REMOVE(&l->busy, k, next);
+	k->client = NULL;
+	k->resting = true;
+	TAILQ_INSERT_TAIL(&l->resting, k, next);
+	if (++l->n_resting > RESTING_MAX) {
+		oldest = TAILQ_FIRST(&l->resting);
+		vsock_conn_reset(oldest->v);
+		link_free(oldest);
+	}
+	client_end(c, &none);
+}
+
+static void on_idle(void *arg)
+{
+	struct link *k = arg;
+	struct lane_vsock *l = k->l;
+
+	TAILQ_REMOVE(&l->resting, k, next);
+	l->n_resting--;
+	k->resting = false;
+	put_to_use(k);
+	if (l->n_pool > l->wanted) {
+		k = TAILQ_LAST(&l->pool, link_list);
+		vsock_conn_reset(k->v);
+		link_free(k);
+	}
+}
+
 static const struct vsock_conn_callbacks link_callbacks = {
 	.opened = on_opened,
+	.finished = on_finished,
+	.idle = on_idle,
 	.ended = on_ended,
 };
 
@@ -359,7 +412,7 @@ static int lane_relay(struct lane *lane, const struct lane_relay *relay, struct 
 	c->l = l;
 	c->relay = *relay;
 	c->hello = (struct relay_hello){ .magic = htons(RELAY_MAGIC),
-					 .version = 1,
+					 .version = RELAY_VERSION,
 					 .proto = RELAY_TCP,
 					 .port = htons(port) };
 	memcpy(c->hello.ip, &ip, sizeof(c->hello.ip));
@@ -409,6 +462,7 @@ struct lane *lane_vsock_new(const struct lane_vsock_options *opts)
 	TAILQ_INIT(&l->opening);
 	TAILQ_INIT(&l->pool);
 	TAILQ_INIT(&l->busy);
+	TAILQ_INIT(&l->resting);
 	TAILQ_INIT(&l->waiting);
 	uv_timer_init(&opts->loop->uv, &l->backoff);
 	uv_timer_init(&opts->loop->uv, &l->shrink);
@@ -448,6 +502,17 @@ void lane_vsock_set_agent(struct lane *lane, uint32_t port)
 		give_up(l, "the guest's agent does not listen");
 }
 
+struct lane_vsock_counts lane_vsock_count(const struct lane *lane)
+{
+	const struct lane_vsock *l = of(lane);
+	struct lane_vsock_counts n = { l->n_opening, l->n_pool, 0, l->n_resting };
+	struct link *k;
+
+	TAILQ_FOREACH(k, &l->busy, next)
+		n.busy++;
+	return n;
+}
+
 static void on_timer_closed(uv_handle_t *h)
 {
 	struct lane_vsock *l = h->data;
@@ -463,7 +528,7 @@ static void on_timer_closed(uv_handle_t *h)
 
 void lane_vsock_close(struct lane *lane, void (*closed)(void *arg), void *arg)
 {
-	struct link_list *lists[] = { NULL, NULL, NULL };
+	struct link_list *lists[] = { NULL, NULL, NULL, NULL };
 	struct lane_vsock *l = of(lane);
 	struct error gone = { 0 };
 	struct lane_conn *c;
@@ -479,6 +544,7 @@ void lane_vsock_close(struct lane *lane, void (*closed)(void *arg), void *arg)
 	lists[0] = &l->opening;
 	lists[1] = &l->pool;
 	lists[2] = &l->busy;
+	lists[3] = &l->resting;
 	for (size_t i = 0; i < ARRAY_SIZE(lists); i++)
 		while ((k = TAILQ_FIRST(lists[i]))) {
 			c = k->client;

@@ -3,8 +3,10 @@
  * Connections are opened ahead, so that a client costs no round trip before its
  * first byte: it is given one from the pool, with the greeting of proto/relay.h in
  * front of what it says, and the device (lib/virtio/vsock.h) moves the bytes from
- * there on. The pool is filled up again in batches, so the guest's agent wakes once
- * for several; clients that come faster make it grow, quiet makes it shrink.
+ * there on. When a client has been served and the guest is done with its last bytes,
+ * the connection goes back into the pool. Where that does not keep it full it is
+ * filled up in batches, so the guest's agent wakes once for several; clients that
+ * come faster make it grow, quiet makes it shrink.
  *
  * The lane is usable while the device is up and the guest's agent accepts. An
  * agent that does not for a moment (it restarts) only makes clients wait; when it
@@ -27,6 +29,10 @@ struct lane_vsock_options {
 	unsigned pool_min, pool_max; /* 0: 8, 32 */
 };
 
+struct lane_vsock_counts { /* connections by what they do */
+	unsigned opening, pool, busy, resting;
+};
+
 struct lane *lane_vsock_new(const struct lane_vsock_options *opts);
 
 /* To be called by vsock's `up` and `down`. */
@@ -34,6 +40,8 @@ void lane_vsock_set_device(struct lane *lane, bool up);
 /* The guest's agent is there and listens on @port (Info); 0: it does not, being an
  * older one. Each time it says so: what failed before is tried again at once. */
 void lane_vsock_set_agent(struct lane *lane, uint32_t port);
+
+struct lane_vsock_counts lane_vsock_count(const struct lane *lane);
 
 /* After the forwards were told to use it no more. Connections still on it end with
  * -ECANCELED before this returns. @closed (may be NULL) runs when it is freed. */

@@ -261,13 +261,21 @@ static bool put_off(struct vring *r, uint16_t old)
 
 void vring_call_due(struct vring *r)
 {
+	uint16_t event;
+
 	if (!r->call_due || !r->running)
 		return;
-	r->call_due = false;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	/* Linux moves the event behind what it took (virtqueue_enable_cb()) */
-	if (passed(load16(used_event(r)), r->used_published, r->due_from))
+	event = load16(used_event(r));
+	r->call_due = passed(event, r->used_published, r->due_from);
+	if (r->call_due && event != r->due_from) {
+		r->due_from = event;
+		return;
+	}
+	if (r->call_due)
 		vring_call(r);
+	r->call_due = false;
 }
 
 void vring_publish(struct vring *r)

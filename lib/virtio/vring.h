@@ -84,7 +84,8 @@ void vring_push(struct vring *r, uint32_t written);
  * vring_call_due(): of buffers that it only wants back, the driver need not hear at
  * once. */
 void vring_publish(struct vring *r);
-/* The interrupt that was put off, unless the driver has looked by itself. */
+/* The interrupt that was put off, unless the driver looks by itself: when it has taken
+ * something since the last call here, what is left stays put off. */
 void vring_call_due(struct vring *r);
 /* Interrupts the driver, whatever it asked for. */
 void vring_call(const struct vring *r);

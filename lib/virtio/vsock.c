@@ -48,6 +48,17 @@ static void check_rings(struct vsock *v)
 	vsock_drop_all(v, &why);
 }
 
+static void on_later(uv_timer_t *timer);
+
+static void arm_later(struct vsock *v)
+{
+	/* farewells that are due wait for the guest's buffers */
+	bool owed = v->tx->call_due || (!TAILQ_EMPTY(&v->farewells) && !v->farewells_due);
+
+	if (owed && !v->closing && vsock_running(v) && !uv_is_active((uv_handle_t *)&v->later))
+		uv_timer_start(&v->later, on_later, LATER_MS, 0);
+}
+
 static void turn(struct vsock *v);
 
 /* An interrupt for every packet the guest sent would cost it more than the packet,
@@ -64,15 +75,7 @@ static void on_later(uv_timer_t *timer)
 	turn(v);
 	if (vring_used_idx(v->rx) == told)
 		vring_call_due(v->tx);
-}
-
-static void arm_later(struct vsock *v)
-{
-	/* farewells that are due wait for the guest's buffers */
-	bool owed = v->tx->call_due || (!TAILQ_EMPTY(&v->farewells) && !v->farewells_due);
-
-	if (owed && vsock_running(v) && !uv_is_active((uv_handle_t *)&v->later))
-		uv_timer_start(&v->later, on_later, LATER_MS, 0);
+	arm_later(v);
 }
 
 static void turn(struct vsock *v)
@@ -315,7 +318,7 @@ int vsock_new(const struct vsock_options *opts, int listen_fd, struct vsock **re
 	}
 	v->handles = 1;
 	v->rx = vhost_user_ring(v->vu, RING_RX);
-	v->rx->in_min = VSOCK_PACKET_HEADER + 1;
+	v->rx->in_min = VSOCK_PACKET_HEADER + VSOCK_PROLOGUE_MAX;
 	v->tx = vhost_user_ring(v->vu, RING_TX);
 	v->tx->lazy = true;
 	conn_table_init(v);

@@ -87,6 +87,10 @@ void vsock_close(struct vsock *v, void (*closed)(void *arg), void *arg);
  * come after vsock_conn_reset(), which frees as well. */
 struct vsock_conn_callbacks {
 	void (*opened)(void *arg);
+	/* A framed relay: both directions ended in order, as far as the client sees. */
+	void (*finished)(void *arg);
+	/* … and the guest's end is through with it as well: as after `opened`. */
+	void (*idle)(void *arg);
 	/* why->code: 0 both directions ended in order, -ECONNREFUSED nobody listens,
 	 * -ECONNRESET reset by the guest, -ETIMEDOUT, -ECANCELED the device went
 	 * down, -EPIPE or another errno of the client's socket: the guest was reset. */
@@ -109,10 +113,14 @@ struct vsock_relay {
 	 * it). The client's bytes go to the guest without waiting for them. */
 	size_t prologue_len;
 	int (*prologue)(void *arg, const uint8_t *bytes);	/* arg: the callbacks' */
+	/* Behind hello and prologue both directions are frames (vsock_frame.h), whose
+	 * ends are those of the client's stream. An end of the connection itself is a
+	 * reset then, whatever it looks like. */
+	bool framed;
 	uint64_t *to_guest, *from_guest;	/* counted up; the client's bytes; may be NULL */
 };
 
-/* Only once, after `opened`. From here on the client's FIN becomes SHUTDOWN(SEND),
+/* After `opened` or `idle`. From here on the client's FIN becomes SHUTDOWN(SEND),
  * the guest's SHUTDOWN(SEND) FIN, and a reset on one side one on the other.
  *
  * A guest that shuts down both directions at once, its sending one not having

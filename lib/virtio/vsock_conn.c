@@ -190,12 +190,24 @@ void conn_unready(struct vsock_conn *c)
 
 void conn_ready(struct vsock_conn *c)
 {
-	bool has = (c->readable && !c->client_eof) || c->hello_off < c->hello_len;
+	bool says = c->say_off < c->say_len && !(c->want & WANT_SAY);
+	bool has = c->fd >= 0 && c->readable && !c->client_eof;
+	uint32_t least = c->framed ? FRAME_HEAD + 1 : 1;
 
-	if (c->queue != QUEUE_NONE || c->state != CONN_RELAY || !has || conn_credit(c) == 0)
+	if (c->queue != QUEUE_NONE || c->state < CONN_OPEN || c->state > CONN_REST ||
+	    !(says || has) || conn_credit(c) < least)
 		return;
 	c->queue = c->burst ? QUEUE_BULK : QUEUE_LIGHT;
 	TAILQ_INSERT_TAIL(queue_of(c), c, in_queue);
+}
+
+void conn_say(struct vsock_conn *c, const void *bytes, size_t len)
+{
+	if (c->say_off == c->say_len)
+		c->say_off = c->say_len = 0;
+	assert(c->say_len + len <= sizeof(c->say));
+	memcpy(c->say + c->say_len, bytes, len);
+	c->say_len = (uint8_t)(c->say_len + len);
 }
 
 static void stop_timing(struct vsock_conn *c)
@@ -304,18 +316,18 @@ void conn_end(struct vsock_conn *c, int code, const char *text, bool tell)
 {
 	bool unsent = c->want & WANT_REQUEST;
 
-	if (c->state > CONN_RELAY)
+	if (c->state > CONN_REST)
 		return;
 	let_client_go(c);
 	stop_timing(c);
 	c->code = code;
 	c->text = text;
 	if (c->attached) {
-		bool unjudged = c->notices & NOTICE_PROLOGUE;
+		/* what the prologue says comes first and may be the reason */
+		unsigned before = c->notices & (NOTICE_PROLOGUE | NOTICE_FINISHED | NOTICE_IDLE);
 
 		clear_notices(c);
-		/* what the prologue says comes first and may be the reason */
-		conn_notify(c, NOTICE_ENDED | (unjudged ? NOTICE_PROLOGUE : 0));
+		conn_notify(c, NOTICE_ENDED | before);
 	}
 	if (c->guest_gone) {
 		conn_forget(c);
@@ -331,8 +343,26 @@ void conn_end(struct vsock_conn *c, int code, const char *text, bool tell)
 
 void conn_check_done(struct vsock_conn *c)
 {
-	if (c->state == CONN_RELAY && c->client_eof && c->client_shut)
+	if (c->state != CONN_RELAY || !c->client_eof || !c->client_shut)
+		return;
+	if (!c->framed || c->guest_gone) {
 		conn_end(c, 0, "both directions ended", false);
+		return;
+	}
+	let_client_go(c);
+	c->state = CONN_REST;
+	conn_ready(c);		/* our end may not be on its way yet */
+	conn_notify(c, NOTICE_FINISHED);
+	if (c->guest_done)
+		conn_guest_done(c);
+}
+
+void conn_guest_done(struct vsock_conn *c)
+{
+	if (c->state != CONN_REST)
+		return;
+	c->state = CONN_OPEN;
+	conn_notify(c, NOTICE_IDLE);
 }
 
 /* The guest need not close a connection that has ended as soon as we have seen
@@ -415,6 +445,10 @@ void conn_deliver(struct vsock *v)
 			c->cb.opened(c->cb.arg);
 		else if (notice == NOTICE_PROLOGUE)
 			deliver_prologue(c);
+		else if (notice == NOTICE_FINISHED)
+			c->cb.finished(c->cb.arg);
+		else if (notice == NOTICE_IDLE)
+			c->cb.idle(c->cb.arg);
 		else
 			deliver_end(c);
 	}
@@ -485,18 +519,30 @@ void vsock_conn_relay(struct vsock_conn *c, const struct vsock_relay *r)
 
 	assert(c->attached && c->fd < 0 && r->hello_len <= VSOCK_PROLOGUE_MAX &&
 	       r->prologue_len <= VSOCK_PROLOGUE_MAX && (!r->prologue_len || r->prologue));
-	if (c->state > CONN_RELAY)	/* `ended` is on its way */
+	assert(!r->framed || (c->cb.finished && c->cb.idle));
+	if (c->state > CONN_REST)	/* `ended` is on its way */
 		return;
 	assert(c->state == CONN_OPEN);
 	c->state = CONN_RELAY;
 	c->to_guest = r->to_guest;
 	c->from_guest = r->from_guest;
+	conn_unwant(c, WANT_SAY);
 	if (r->hello_len)
-		memcpy(c->hello, r->hello, r->hello_len);
-	c->hello_len = (uint8_t)r->hello_len;
+		conn_say(c, r->hello, r->hello_len);
 	c->prologue_len = (uint8_t)r->prologue_len;
+	c->prologue_have = 0;
 	c->prologue = r->prologue;
 	c->judged = r->prologue_len == 0;
+	if (c->framed)		/* it served another client before */
+		c->hung_up = c->client_eof = c->client_shut = c->guest_eof = c->guest_done =
+			c->moved = false;
+	c->framed = r->framed;
+	c->frame = (struct frame_reader){ 0 };
+	c->burst = 0;
+	if (c->framed && c->buf.len) {
+		conn_end(c, -ECONNRESET, "bytes before the hello", true);
+		return;
+	}
 	if (epoll_ctl(c->v->clients, EPOLL_CTL_ADD, r->fd, &ev) < 0) {
 		conn_end(c, -errno, "watch the client's socket", true);
 		return;
@@ -520,7 +566,7 @@ void vsock_conn_reset(struct vsock_conn *c)
 	assert(c->attached);
 	c->attached = false;
 	clear_notices(c);
-	if (c->state <= CONN_RELAY)
+	if (c->state <= CONN_REST)
 		conn_end(c, -ECANCELED, "reset", true);
 	else
 		conn_drop(c);

@@ -18,6 +18,7 @@
 #include "lib/base/buf.h"
 #include "lib/virtio/vhost_user.h"
 #include "lib/virtio/vsock.h"
+#include "lib/virtio/vsock_frame.h"
 #include "lib/virtio/vsock_packet.h"
 
 enum { RING_RX, RING_TX };		/* named by the guest; virtio 1.2 §5.10.2 */
@@ -26,6 +27,7 @@ enum conn_state {
 	CONN_CONNECTING,	/* REQUEST queued or sent */
 	CONN_OPEN,		/* no client yet */
 	CONN_RELAY,
+	CONN_REST,		/* framed: the client is served, the guest is not yet done */
 	CONN_LINGER,		/* both directions ended; the guest has not closed it */
 	CONN_RESETTING,		/* our RST waits for a buffer of the guest */
 	CONN_GONE,		/* not in the table any more */
@@ -37,9 +39,12 @@ enum {				/* control packets to be sent, in this order */
 	WANT_CREDIT = 4,
 	WANT_SHUTDOWN = 8,
 	WANT_RST = 16,
+	WANT_SAY = 32,		/* what is in `say` goes, whether or not there is a client */
 };
 
-enum { NOTICE_OPENED = 1, NOTICE_PROLOGUE = 2, NOTICE_ENDED = 4 };
+enum {
+	NOTICE_OPENED = 1, NOTICE_PROLOGUE = 2, NOTICE_FINISHED = 4, NOTICE_IDLE = 8, NOTICE_ENDED = 16,
+};
 
 enum conn_queue { QUEUE_NONE, QUEUE_LIGHT, QUEUE_BULK };
 
@@ -68,6 +73,8 @@ struct vsock_conn {
 	bool client_shut : 1;		/* FIN sent to the client */
 	bool judged : 1;		/* what precedes the client's bytes is through */
 	bool moved : 1;
+	bool framed : 1;
+	bool guest_done : 1;		/* FRAME_DONE came */
 	bool can_wait : 1;		/* want is in farewells and not in control */
 	bool asked : 1;			/* lingering: CREDIT_REQUEST sent, deadline passed once */
 
@@ -84,8 +91,10 @@ struct vsock_conn {
 	struct buf buf;			/* for the client; its first buf_off are gone */
 	size_t buf_off;
 	int (*prologue)(void *arg, const uint8_t *bytes);
-	uint8_t hello_len, hello_off, prologue_len, prologue_have;
-	uint8_t hello[VSOCK_PROLOGUE_MAX], prologue_bytes[VSOCK_PROLOGUE_MAX];
+	struct frame_reader frame;
+	/* what we say before the client's bytes go on: the last client's end, a hello */
+	uint8_t say_len, say_off, prologue_len, prologue_have;
+	uint8_t say[FRAME_HEAD + VSOCK_PROLOGUE_MAX], prologue_bytes[VSOCK_PROLOGUE_MAX];
 };
 
 TAILQ_HEAD(conn_list, vsock_conn);
@@ -166,12 +175,14 @@ void conn_unwant(struct vsock_conn *c, unsigned want);
 void conn_drop(struct vsock_conn *c);		/* no owner and no guest: to the graveyard */
 /* Puts it into the right queue when it has something for the guest and credit. */
 void conn_ready(struct vsock_conn *c);
+void conn_say(struct vsock_conn *c, const void *bytes, size_t len);
 void conn_unready(struct vsock_conn *c);
 uint32_t conn_credit(const struct vsock_conn *c);
 /* Bytes went to the client: the guest is told now and then. */
 void conn_forwarded(struct vsock_conn *c, uint32_t len);
 /* The two directions have ended: is it over? */
 void conn_check_done(struct vsock_conn *c);
+void conn_guest_done(struct vsock_conn *c);
 void conn_deliver(struct vsock *v);		/* runs the callbacks */
 void conn_expire(struct vsock *v, uint64_t now);
 void conn_give_time(struct vsock *v);		/* after a pause: who waits has all of its time */

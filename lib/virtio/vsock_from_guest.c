@@ -135,6 +135,14 @@ void conn_client_event(struct vsock_conn *c, uint32_t events)
 
 /* --- bytes from the guest ------------------------------------------------- */
 
+static void break_rule(struct vsock_conn *c, const char *rule)
+{
+	c->v->stats.rejected++;
+	conn_end(c, -ECONNRESET, rule, true);
+	if (c->state == CONN_LINGER)
+		conn_rst(c);
+}
+
 /* The first bytes are the prologue's; returns how many. */
 static uint32_t take_prologue(struct vsock_conn *c, const struct run *run)
 {
@@ -153,17 +161,78 @@ static uint32_t take_prologue(struct vsock_conn *c, const struct run *run)
 	return done;
 }
 
+/* The client's bytes. */
+static void pass_on(struct vsock_conn *c, struct iovec *iov, unsigned n_iov)
+{
+	size_t len = 0, done = 0;
+
+	for (unsigned i = 0; i < n_iov; i++)
+		len += iov[i].iov_len;
+	if (len && c->state == CONN_RELAY && c->judged && c->writable && !c->buf.len)
+		done = write_client(c, iov, n_iov, (uint32_t)len);
+	if (done < len && c->state <= CONN_RELAY)
+		keep(c, iov, n_iov, done);
+}
+
+/* NULL, or the rule that was broken. */
+static const char *hear_frame(struct vsock_conn *c, enum frame_event event, const char *late)
+{
+	if (event == FRAME_BAD)
+		return "a frame of that length";
+	if (event == FRAME_IS_END && c->guest_eof)
+		return late;
+	c->guest_done |= event == FRAME_IS_DONE;
+	c->guest_eof |= event == FRAME_IS_DONE || event == FRAME_IS_END;
+	return NULL;
+}
+
+static void pass_frames(struct vsock_conn *c, struct iovec *iov, unsigned n_iov)
+{
+	static const char late[] = "bytes after the end";
+	struct iovec pieces[PIECES_MAX];
+	const char *rule = NULL;
+	enum frame_event event;
+	unsigned n;
+	uint32_t heads;
+
+	do {
+		event = frame_read(&c->frame, &iov, &n_iov, pieces, PIECES_MAX, &n, &heads);
+		if (c->guest_done || (n && c->guest_eof)) {
+			rule = event == FRAME_ALL_READ && !heads && !n ? NULL : late;
+			break;
+		}
+		if (heads)
+			conn_forwarded(c, heads);
+		pass_on(c, pieces, n);
+		rule = hear_frame(c, event, late);
+	} while (!rule && event != FRAME_ALL_READ && c->state <= CONN_REST);
+	if (rule)
+		break_rule(c, rule);
+	else if (c->state == CONN_RELAY)
+		end_to_client(c);
+	else if (c->guest_done)
+		conn_guest_done(c);
+}
+
 static void take_bytes(struct vsock_conn *c, struct run *run)
 {
-	uint32_t done = 0;
+	struct iovec *iov = run->iov;
+	uint32_t skip = 0;
 
 	c->received += run->len;
 	if (c->state == CONN_RELAY && c->prologue_have < c->prologue_len)
-		done = take_prologue(c, run);
-	else if (c->state == CONN_RELAY && c->judged && c->writable && !c->buf.len)
-		done = write_client(c, run->iov, run->n_iov, run->len);
-	if (done < run->len && c->state <= CONN_RELAY)
-		keep(c, run->iov, run->n_iov, done);
+		skip = take_prologue(c, run);
+	for (unsigned i = 0; i < run->n_iov && skip; i++) {
+		size_t n = MIN((size_t)skip, iov[i].iov_len);
+
+		iov[i].iov_base = (uint8_t *)iov[i].iov_base + n;
+		iov[i].iov_len -= n;
+		skip -= (uint32_t)n;
+	}
+	if (c->framed && (c->state == CONN_RELAY || c->state == CONN_REST))
+		pass_frames(c, iov, run->n_iov);
+	else
+		pass_on(c, iov, run->n_iov);
 }
 
 /* What every packet says of the guest's buffer. A packet may have been overtaken
@@ -181,14 +250,6 @@ static bool hear_credit(struct vsock_conn *c, const struct vsock_packet *p)
 }
 
 /* --- packets -------------------------------------------------------------- */
-
-static void break_rule(struct vsock_conn *c, const char *rule)
-{
-	c->v->stats.rejected++;
-	conn_end(c, -ECONNRESET, rule, true);
-	if (c->state == CONN_LINGER)
-		conn_rst(c);
-}
 
 static void on_response(struct vsock_conn *c, const struct vsock_packet *p)
 {
@@ -220,7 +281,7 @@ static void reply_reset(struct vsock *v, const struct vsock_packet *p)
  * (Linux virtio_transport_close). */
 static void on_closed(struct vsock_conn *c, const struct vsock_packet *p, bool in_order)
 {
-	bool guest_knows = c->client_eof && !(c->want & WANT_SHUTDOWN);
+	bool guest_knows = c->client_eof && !(c->want & WANT_SHUTDOWN) && c->say_off == c->say_len;
 
 	if (c->state == CONN_RELAY && in_order && guest_knows) {
 		/* Both have said all; a slow client has yet to take it. The guest
@@ -228,7 +289,7 @@ static void on_closed(struct vsock_conn *c, const struct vsock_packet *p, bool i
 		c->guest_gone = true;
 		conn_unwant(c, c->want);
 		reply_reset(c->v, p);
-	} else if (c->state <= CONN_RELAY) {
+	} else if (c->state <= CONN_REST) {
 		conn_end(c, -ECONNRESET, in_order ? "closed by the guest" : "reset by the guest", true);
 	} else if (c->state == CONN_LINGER) {
 		conn_rst_later(c);
@@ -319,7 +380,7 @@ static const char *bytes_allowed(const struct vsock_conn *c, const struct run *r
 {
 	if (c->state == CONN_CONNECTING)
 		return "bytes before a response";
-	if (c->guest_eof)
+	if (c->framed ? c->guest_done : c->guest_eof)
 		return "bytes after the end";
 	if ((int32_t)(c->edge - (c->received + run->len + len)) < 0)
 		return "more bytes than it had credit for";

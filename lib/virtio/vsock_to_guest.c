@@ -59,6 +59,10 @@ static void push_control(struct vsock_conn *c)
 	unsigned want = c->want & -c->want;
 
 	conn_unwant(c, want);
+	if (want == WANT_SAY) {
+		conn_ready(c);		/* by way of a queue, for it needs credit */
+		return;
+	}
 	if (want == WANT_REQUEST)
 		push_packet(c, VSOCK_OP_REQUEST, 0, 0);
 	else if (want == WANT_UPDATE)
@@ -131,18 +135,18 @@ static void find_room(struct vring *r, unsigned buffers, uint32_t max, struct ro
 	}
 }
 
-/* The hello goes in front, in the same packet if it can. */
-static uint32_t copy_hello(struct vsock_conn *c, struct room *room, struct iovec **rest)
+/* What we say goes in front, in the same packet if it can. */
+static uint32_t copy_say(struct vsock_conn *c, struct room *room, struct iovec **rest)
 {
 	uint32_t done = 0;
 
 	*rest = room->iov;
-	while (c->hello_off < c->hello_len && *rest < room->iov + room->n_iov) {
+	while (c->say_off < c->say_len && *rest < room->iov + room->n_iov) {
 		struct iovec *v = *rest;
-		size_t n = MIN(v->iov_len, (size_t)(c->hello_len - c->hello_off));
+		size_t n = MIN(v->iov_len, (size_t)(c->say_len - c->say_off));
 
-		memcpy(v->iov_base, c->hello + c->hello_off, n);
-		c->hello_off = (uint8_t)(c->hello_off + n);
+		memcpy(v->iov_base, c->say + c->say_off, n);
+		c->say_off = (uint8_t)(c->say_off + n);
 		done += (uint32_t)n;
 		v->iov_base = (uint8_t *)v->iov_base + n;
 		v->iov_len -= n;
@@ -152,13 +156,29 @@ static uint32_t copy_hello(struct vsock_conn *c, struct room *room, struct iovec
 	return done;
 }
 
+/* Nobody waits for the last word. */
+static void client_ended(struct vsock_conn *c)
+{
+	static const uint8_t end[FRAME_HEAD];
+	unsigned want = c->framed ? WANT_SAY : WANT_SHUTDOWN;
+
+	c->client_eof = true;
+	if (c->framed)
+		conn_say(c, end, sizeof(end));
+	if (c->guest_eof)
+		conn_want_later(c, want);
+	else
+		conn_want(c, want);
+	conn_check_done(c);
+}
+
 /* Fills @iov from the client's socket; bytes, and 0 for whatever ends it. */
 static uint32_t read_client(struct vsock_conn *c, struct iovec *iov, unsigned n_iov, uint32_t len)
 {
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = n_iov };
 	ssize_t n;
 
-	if (!c->readable || c->client_eof || len == 0)
+	if (c->fd < 0 || !c->readable || c->client_eof || len == 0)
 		return 0;
 	n = recvmsg(c->fd, &msg, MSG_DONTWAIT);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
@@ -171,12 +191,7 @@ static uint32_t read_client(struct vsock_conn *c, struct iovec *iov, unsigned n_
 		return 0;
 	}
 	if (n == 0) {
-		c->client_eof = true;
-		if (c->guest_eof)
-			conn_want_later(c, WANT_SHUTDOWN);
-		else
-			conn_want(c, WANT_SHUTDOWN);
-		conn_check_done(c);
+		client_ended(c);
 		return 0;
 	}
 	c->moved = true;
@@ -190,23 +205,54 @@ static uint32_t read_client(struct vsock_conn *c, struct iovec *iov, unsigned n_
 	return (uint32_t)n;
 }
 
+static void count_to_guest(struct vsock_conn *c, uint32_t n)
+{
+	c->v->stats.to_guest += n;
+	if (c->to_guest)
+		*c->to_guest += n;
+}
+
+/* As read_client(), with a frame's head before the bytes; the length of both. */
+static uint32_t read_frame(struct vsock_conn *c, struct iovec *iov, unsigned n_iov, uint32_t len)
+{
+	uint8_t *head[FRAME_HEAD];
+	uint32_t n;
+
+	if (len <= FRAME_HEAD)
+		return 0;
+	for (unsigned i = 0; i < FRAME_HEAD; i++) {
+		while (iov->iov_len == 0) {
+			iov++;
+			n_iov--;
+		}
+		head[i] = iov->iov_base;
+		iov->iov_base = head[i] + 1;
+		iov->iov_len--;
+	}
+	n = read_client(c, iov, n_iov, len - FRAME_HEAD);
+	for (unsigned i = 0; n && i < FRAME_HEAD; i++)
+		*head[i] = (uint8_t)(n >> (24 - 8 * i));
+	return n ? n + FRAME_HEAD : 0;
+}
+
 static void send_bytes(struct vsock_conn *c, unsigned buffers, uint32_t max)
 {
 	struct vsock *v = c->v;
 	struct room room;
 	struct iovec *rest;
-	uint32_t hello, n;
+	uint32_t say, n, left;
+	unsigned n_rest;
 
 	find_room(v->rx, buffers, MIN(max, conn_credit(c)), &room);
-	hello = copy_hello(c, &room, &rest);
-	n = read_client(c, rest, (unsigned)(room.iov + room.n_iov - rest), room.len - hello);
+	say = copy_say(c, &room, &rest);
+	n_rest = (unsigned)(room.iov + room.n_iov - rest);
+	left = room.len - say;
+	n = c->framed ? read_frame(c, rest, n_rest, left) : read_client(c, rest, n_rest, left);
 	if (c->state > CONN_LINGER)
-		return;		/* nothing was read, and the hello is pointless now */
-	c->sent += hello + n;
-	v->stats.to_guest += n;
-	if (c->to_guest)
-		*c->to_guest += n;
-	n += hello;
+		return;		/* nothing was read, and what we say is pointless now */
+	c->sent += say + n;
+	count_to_guest(c, n && c->framed ? n - FRAME_HEAD : n);
+	n += say;
 	for (unsigned i = 0; n > 0; i++) {
 		uint32_t part = MIN(n, room.sizes[i]);
 
@@ -222,7 +268,7 @@ static void send_to_deaf(struct vsock_conn *c)
 	uint8_t byte;
 	struct iovec iov = { &byte, 1 };
 
-	if (c->hello_off < c->hello_len || read_client(c, &iov, 1, 1) > 0)
+	if (c->say_off < c->say_len || read_client(c, &iov, 1, 1) > 0)
 		conn_end(c, -EPIPE, "the guest does not read any more", true);
 }
 

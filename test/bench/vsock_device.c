@@ -69,7 +69,7 @@ static void on_ended(void *arg, const struct error *why)
 
 static void dial(struct end *e, enum guest_service service)
 {
-	struct vsock_conn_callbacks cb = { on_opened, on_ended, e };
+	struct vsock_conn_callbacks cb = { .opened = on_opened, .ended = on_ended, .arg = e };
 	struct error err = ERROR_NONE;
 	int pair[2];
 

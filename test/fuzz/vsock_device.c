@@ -146,6 +146,18 @@ static int on_prologue(void *arg, const uint8_t *bytes)
 	return bytes[0] & 1 ? EPROTO : 0;
 }
 
+static void new_client(struct client *c)
+{
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+		abort();
+	c->fd = pair[0];
+	if (c->far >= 0)
+		close(c->far);
+	c->far = pair[1];
+}
+
 static void on_opened(void *arg)
 {
 	struct client *c = arg;
@@ -154,8 +166,23 @@ static void on_opened(void *arg)
 	if (c == &clients[1]) {		/* as the forwards have it; the other one as ssh */
 		relay.prologue_len = 8;
 		relay.prologue = on_prologue;
+		relay.framed = true;
 	}
 	vsock_conn_relay(c->conn, &relay);
+}
+
+static void on_finished(void *arg)
+{
+	struct client *c = arg;
+
+	close(c->fd);
+	c->fd = -1;
+}
+
+static void on_idle(void *arg)
+{
+	new_client(arg);
+	on_opened(arg);
 }
 
 static void on_ended(void *arg, const struct error *why)
@@ -163,7 +190,9 @@ static void on_ended(void *arg, const struct error *why)
 	struct client *c = arg;
 
 	c->conn = NULL;
-	close(c->fd);
+	if (c->fd >= 0)
+		close(c->fd);
+	c->fd = -1;
 }
 
 static void packet(const struct vsock_packet *p, unsigned slot)
@@ -177,18 +206,15 @@ static void packet(const struct vsock_packet *p, unsigned slot)
 static void dial(unsigned i)
 {
 	struct client *c = &clients[i];
-	struct vsock_conn_callbacks cb = { on_opened, on_ended, c };
+	struct vsock_conn_callbacks cb = { .opened = on_opened, .finished = on_finished,
+					   .idle = on_idle, .ended = on_ended, .arg = c };
 	struct error err = ERROR_NONE;
 	struct vsock_packet p;
-	int pair[2];
 
-	*c = (struct client){ .far = -1 };
+	*c = (struct client){ .fd = -1, .far = -1 };
 	if (vsock_connect(device, 1000 + i, &cb, &c->conn, &err) < 0)
 		return;
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
-		abort();
-	c->fd = pair[0];
-	c->far = pair[1];
+	new_client(c);
 	vsock_packet_decode(memory + buffer(0, i), &p);
 	c->host_port = p.src_port;
 	p = (struct vsock_packet){ .src_cid = CID, .dst_cid = 2, .src_port = 1000 + i,
@@ -275,8 +301,19 @@ static void step_client(struct fuzz_input *in)
 	if (what == 4 && c->conn) {
 		vsock_conn_reset(c->conn);
 		c->conn = NULL;
-		close(c->fd);
+		if (c->fd >= 0)
+			close(c->fd);
+		c->fd = -1;
 	}
+}
+
+/* What packets will carry: heads of frames, for one. */
+static void step_fill(struct fuzz_input *in)
+{
+	uint8_t *to = memory + buffer(1, fuzz_take(in)) + 44 + fuzz_take(in) % 64;
+
+	for (unsigned n = fuzz_take(in) % 32; n > 0; n--)
+		*to++ = fuzz_take(in);
 }
 
 static void step_turn(struct fuzz_input *in)
@@ -285,7 +322,8 @@ static void step_turn(struct fuzz_input *in)
 }
 
 static void (*const steps[])(struct fuzz_input *in) = { step_describe, step_offer, step_jump, step_packet,
-							step_message,  step_client, step_turn };
+							step_message,  step_client, step_turn,
+							step_fill };
 
 /* Whatever came: with nobody offering anything more, the device comes to rest. */
 static void come_to_rest(void)
@@ -330,6 +368,8 @@ void fuzz_seeds(void)
 		{ 3, 3, 0, 0, 5, 100, 0, 0, 0, 0, 3, 6, 1, 5, 0, 0, 200, 1, 6, 3 },	/* bytes both ways */
 		{ 2, 3, 0, 0, 4, 3, 0, 0, 1, 6, 1, 3, 0, 0, 4, 3, 5, 0, 2 },	/* shutdown */
 		{ 1, 0, 1, 5, 0, 0, 16, 44, 0, 0, 4, 0, 1, 1, 5, 6, 1 },	/* indirect */
+		/* a reply, a frame, an end and done; the client ends */
+		{ 3, 7, 3, 0, 21, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x', 0, 0, 0, 0, 255, 255 },
 		{ 0, 2, 1, 100, 0, 3, 6, 1 },					/* avail jumps */
 		{ 3, 4, 11, 0, 8, 1, 0, 0, 0, 0, 0, 0, 0, 6, 1 },		/* GET_VRING_BASE */
 		{ 3, 4, 18, 0, 8, 1, 0, 0, 0, 0, 0, 0, 0, 6, 1 },		/* ring disabled */

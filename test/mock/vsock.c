@@ -14,7 +14,7 @@ struct vsock_conn { /* refs: the user, a posted turn, the handle */
 	struct vsock_relay relay;
 	enum mock_vsock_mode mode;
 	uv_poll_t poll;
-	bool plain, opened, relaying, watching, moved, dead, posted, replied;
+	bool plain, opened, relaying, watching, moved, dead, posted, replied, finished;
 	int end_code; /* ends with it at the next turn; 1: does not */
 };
 
@@ -33,8 +33,10 @@ static void on_handle_closed(uv_handle_t *h)
 	struct vsock_conn *c = h->data;
 
 	c->watching = false;
-	if (!c->posted)
+	if (c->dead && !c->posted)
 		free(c);
+	else if (c->finished)
+		schedule(c);
 }
 
 static void drop(struct vsock_conn *c)
@@ -46,9 +48,9 @@ static void drop(struct vsock_conn *c)
 		c->next->prev = c->prev;
 	c->v->now--;
 	c->v->open -= c->opened;
-	if (c->watching)
+	if (c->watching && !c->finished)
 		uv_close((uv_handle_t *)&c->poll, on_handle_closed);
-	else if (!c->posted)
+	else if (!c->watching && !c->posted)
 		free(c);
 }
 
@@ -76,6 +78,12 @@ static void on_poll(uv_poll_t *poll, int status, int events)
 		return;
 	if (n == 0)
 		shutdown(c->relay.fd, SHUT_WR);
+	if (n == 0 && c->relay.framed) {
+		c->finished = true;
+		uv_close((uv_handle_t *)&c->poll, on_handle_closed);
+		c->cb.finished(c->cb.arg);
+		return;
+	}
 	if (n <= 0) {
 		end(c, n < 0 ? -EPIPE : 0);
 		return;
@@ -128,6 +136,9 @@ static void turn(void *arg)
 		end(c, c->end_code);
 	} else if (!c->opened) {
 		turn_open(c);
+	} else if (c->finished && !c->watching) {
+		c->finished = c->relaying = c->replied = false;
+		c->cb.idle(c->cb.arg);
 	} else if (c->relaying && !c->replied && (c->plain || !c->v->no_reply)) {
 		answer(c);
 	}

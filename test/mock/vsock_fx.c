@@ -190,7 +190,7 @@ static void on_ended(void *arg, const struct error *why)
 
 void client_connect(struct fx *fx, struct client *c, enum guest_service service)
 {
-	struct vsock_conn_callbacks cb = { on_opened, on_ended, c };
+	struct vsock_conn_callbacks cb = { .opened = on_opened, .ended = on_ended, .arg = c };
 	struct error err = ERROR_NONE;
 
 	c->fx = fx;

@@ -181,12 +181,17 @@ static int client(struct vx *x)
 	return fd;
 }
 
-static void assert_answered(struct vx *x, int fd)
+static void expect_answer(struct vx *x, int fd)
 {
 	char in[8];
 
 	assert_int_equal(fx_receive(&x->fx, fd, in, sizeof(in)), 5);
 	assert_memory_equal(in, "hello", 5);
+}
+
+static void assert_answered(struct vx *x, int fd)
+{
+	expect_answer(x, fd);
 	close(fd);
 }
 
@@ -248,13 +253,40 @@ static void test_vsock_pool_is_filled_in_batches(void **state)
 	int fds[4];
 
 	vx_start(&x);
-	for (int i = 0; i < 3; i++)
-		assert_answered(&x, client(&x));
+	for (int i = 0; i < 3; i++) {
+		fds[i] = client(&x);
+		expect_answer(&x, fds[i]);
+	}
 	assert_int_equal(x.vsock.connects, 8); /* five are there */
 	fds[3] = client(&x);
 	assert_true(fx_until(&x.fx, batch_came, &x));
 	assert_true(x.vsock.most_in_turn >= 4);
-	assert_answered(&x, fds[3]);
+	expect_answer(&x, fds[3]);
+	for (int i = 0; i < 4; i++)
+		close(fds[i]);
+	vx_stop(&x);
+}
+
+static bool all_are_idle(void *arg)
+{
+	struct lane_vsock_counts n = lane_vsock_count(((struct vx *)arg)->lane);
+
+	return n.pool == 8 && n.busy + n.resting + n.opening == 0;
+}
+
+/* A connection serves one client after another. */
+static void test_vsock_served_connections_serve_again(void **state)
+{
+	struct vx x;
+
+	vx_start(&x);
+	for (int i = 0; i < 20; i++) {
+		assert_answered(&x, client(&x));
+		assert_true(fx_until(&x.fx, all_are_idle, &x));
+	}
+	assert_int_equal(x.vsock.relays, 20);
+	assert_int_equal(x.vsock.connects, 8);
+	assert_int_equal(x.vsock.resets, 0);
 	vx_stop(&x);
 }
 
@@ -472,6 +504,7 @@ int main(void)
 		cmocka_unit_test(test_vsock_is_asked_for_once_the_agent_said_so),
 		cmocka_unit_test(test_vsock_clients_take_from_the_pool),
 		cmocka_unit_test(test_vsock_pool_is_filled_in_batches),
+		cmocka_unit_test(test_vsock_served_connections_serve_again),
 		cmocka_unit_test(test_vsock_crowd_at_once),
 		cmocka_unit_test(test_vsock_refused_target_resets_the_client),
 		cmocka_unit_test(test_vsock_stale_connection_is_replaced_unseen),

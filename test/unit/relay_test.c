@@ -16,173 +16,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "guestagent/relay.h"
-#include "lib/base/clock.h"
 #include "lib/base/mem.h"
-#include "proto/relay.h"
-
-enum { DEADLINE_MS = 20000, BULK = 4 << 20 };
-
-struct server {
-	int fd;
-	uint8_t ip[16];
-	uint16_t port;		/* network byte order */
-};
-
-static struct relay *relay_start(unsigned connections_max, unsigned idle_max)
-{
-	struct relay_options opts = { .connections_max = connections_max, .idle_max = idle_max };
-	struct error err = ERROR_NONE;
-	struct relay *r = NULL;
-
-	assert_int_equal(relay_new(&opts, &r, &err), 0);
-	return r;
-}
-
-/* A TCP server on loopback, IPv4 or IPv6; told to the relay as that address. */
-static struct server server_start(int family)
-{
-	union {
-		struct sockaddr sa;
-		struct sockaddr_in in;
-		struct sockaddr_in6 in6;
-	} a = { .sa.sa_family = (sa_family_t)family };
-	socklen_t len = sizeof(a);
-	struct server s = { .fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0) };
-
-	if (family == AF_INET)
-		a.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	else
-		a.in6.sin6_addr = in6addr_loopback;
-	if (bind(s.fd, &a.sa, family == AF_INET ? sizeof(a.in) : sizeof(a.in6)) < 0) {
-		close(s.fd);
-		return (struct server){ .fd = -1 };	/* no IPv6 here */
-	}
-	assert_int_equal(listen(s.fd, 4096), 0);
-	getsockname(s.fd, &a.sa, &len);
-	s.port = family == AF_INET ? a.in.sin_port : a.in6.sin6_port;
-	assert_int_equal(inet_pton(AF_INET6, family == AF_INET ? "::ffff:127.0.0.1" : "::1", s.ip),
-			 1);
-	return s;
-}
-
-static struct relay_hello hello_to(const struct server *s)
-{
-	struct relay_hello h = { .magic = htons(RELAY_MAGIC),
-				 .version = 1,
-				 .proto = RELAY_TCP,
-				 .port = s->port };
-
-	memcpy(h.ip, s->ip, sizeof(h.ip));
-	return h;
-}
-
-static int host_connect(struct relay *r)
-{
-	int fds[2];
-
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-	relay_add(r, fds[1]);
-	return fds[0];
-}
-
-static void wait_fd(int fd, short events)
-{
-	struct pollfd p = { .fd = fd, .events = events };
-
-	assert_int_equal(poll(&p, 1, DEADLINE_MS), 1);
-}
-
-static void send_all(int fd, const void *data, size_t len)
-{
-	for (const uint8_t *p = data; len;) {
-		ssize_t n = send(fd, p, len, MSG_NOSIGNAL);
-
-		assert_true(n > 0);
-		p += n;
-		len -= (size_t)n;
-	}
-}
-
-/* As many as there are until the end of file or @len; -errno. */
-static ssize_t recv_upto(int fd, void *data, size_t len)
-{
-	size_t at = 0;
-
-	while (at < len) {
-		ssize_t n;
-
-		wait_fd(fd, POLLIN);
-		n = recv(fd, (uint8_t *)data + at, len - at, 0);
-		if (n < 0)
-			return -errno;
-		if (n == 0)
-			break;
-		at += (size_t)n;
-	}
-	return (ssize_t)at;
-}
-
-static void expect(int fd, const char *text)
-{
-	char got[256] = "";
-
-	assert_int_equal(recv_upto(fd, got, strlen(text)), strlen(text));
-	assert_string_equal(got, text);
-}
-
-static void expect_end(int fd)
-{
-	char byte;
-
-	assert_int_equal(recv_upto(fd, &byte, 1), 0);
-}
-
-static void expect_reply(int fd, uint32_t code)
-{
-	struct relay_reply reply;
-
-	assert_int_equal(recv_upto(fd, &reply, sizeof(reply)), sizeof(reply));
-	assert_int_equal(ntohs(reply.magic), RELAY_MAGIC);
-	assert_int_equal(reply.reserved, 0);
-	assert_int_equal(ntohl(reply.error), code);
-}
-
-static int server_accept(const struct server *s)
-{
-	int fd;
-
-	wait_fd(s->fd, POLLIN);
-	fd = accept4(s->fd, NULL, NULL, SOCK_CLOEXEC);
-	assert_true(fd >= 0);
-	return fd;
-}
-
-/* One relayed connection: *ret_host and the server's socket. */
-static int connect_through(struct relay *r, const struct server *s, int *ret_host)
-{
-	struct relay_hello h = hello_to(s);
-
-	*ret_host = host_connect(r);
-	send_all(*ret_host, &h, sizeof(h));
-	return server_accept(s);
-}
-
-#define wait_until(cond)                                                    \
-	do {                                                                \
-		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;          \
-		while (!(cond)) {                                           \
-			if (clock_mono_ms() > until_ms)                     \
-				fail_msg("never came true: %s", #cond);     \
-			poll(NULL, 0, 1);                                   \
-		}                                                           \
-	} while (0)
-
-static void relay_stop(struct relay *r)
-{
-	wait_until(relay_get_stats(r).connections == 0);
-	relay_free(r);
-}
+#include "test/mock/relay_fx.h"
 
 /* --- one connection --------------------------------------------------------- */
 
@@ -191,7 +26,7 @@ static void echo_and_close(int family)
 	struct relay *r = relay_start(0, 0);
 	struct server s = server_start(family);
 	struct relay_hello h;
-	uint8_t first[sizeof(h) + 5];
+	uint8_t first[sizeof(h) + 4 + 5] = { [sizeof(h) + 3] = 5 };
 	int host, conn;
 
 	if (s.fd < 0) {
@@ -201,17 +36,18 @@ static void echo_and_close(int family)
 	h = hello_to(&s);
 	host = host_connect(r);
 	memcpy(first, &h, sizeof(h));
-	memcpy(first + sizeof(h), "hello", 5);
+	memcpy(first + sizeof(h) + 4, "hello", 5);
 	send_all(host, first, sizeof(first));	/* in one piece, as the host does */
 	conn = server_accept(&s);
 	expect(conn, "hello");
 	send_all(conn, "world", 5);
 	expect_reply(host, 0);
-	expect(host, "world");
-	shutdown(host, SHUT_WR);
+	host_expect(host, "world");
+	host_end(host);
 	expect_end(conn);
 	close(conn);
-	expect_end(host);
+	host_expect_mark(host, RELAY_FRAME_DONE);
+	wait_until(relay_get_stats(r).idle == 1);
 	close(host);
 	relay_stop(r);
 	close(s.fd);
@@ -233,7 +69,7 @@ static void test_relay_wildcard_tries_both_loopbacks(void **state)
 	memset(s.ip, 0, sizeof(s.ip));
 	conn = connect_through(r, &s, &host);
 	expect_reply(host, 0);
-	send_all(host, "x", 1);
+	host_say(host, "x", 1);
 	expect(conn, "x");
 	close(conn);
 	close(host);
@@ -260,15 +96,15 @@ static void test_relay_host_ends_first(void **state)
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 
-	send_all(host, "question", 8);
-	shutdown(host, SHUT_WR);
+	host_say(host, "question", 8);
+	host_end(host);
 	expect(conn, "question");
 	expect_end(conn);
 	send_all(conn, "answer", 6);
 	expect_reply(host, 0);
-	expect(host, "answer");
+	host_expect(host, "answer");
 	close(conn);
-	expect_end(host);
+	host_expect_mark(host, RELAY_FRAME_DONE);
 	close(host);
 	relay_stop(r);
 	close(s.fd);
@@ -282,11 +118,12 @@ static void test_relay_server_ends_first(void **state)
 
 	shutdown(conn, SHUT_WR);	/* without a byte: the reply goes before the end */
 	expect_reply(host, 0);
-	expect_end(host);
-	send_all(host, "late", 4);
+	host_expect_mark(host, 0);
+	host_say(host, "late", 4);
 	expect(conn, "late");
-	shutdown(host, SHUT_WR);
+	host_end(host);
 	expect_end(conn);
+	host_expect_mark(host, RELAY_FRAME_DONE);
 	close(conn);
 	close(host);
 	relay_stop(r);
@@ -308,18 +145,18 @@ static void test_relay_small_and_large_messages(void **state)
 	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
 		for (size_t k = 0; k < sizes[i]; k++)
 			data[k] = next++;
-		send_all(host, data, sizes[i]);
+		host_say(host, data, sizes[i]);
 		assert_int_equal(recv_upto(conn, got, sizes[i]), sizes[i]);
 		assert_memory_equal(got, data, sizes[i]);
 	}
-	send_all(host, "the last one", 12);
-	shutdown(host, SHUT_WR);
+	host_say(host, "the last one", 12);
+	host_end(host);
 	expect(conn, "the last one");
 	expect_end(conn);
 	send_all(conn, "bye", 3);
 	close(conn);
-	expect(host, "bye");
-	expect_end(host);
+	host_expect(host, "bye");
+	host_expect_mark(host, RELAY_FRAME_DONE);
 	close(host);
 	relay_stop(r);
 	close(s.fd);
@@ -336,8 +173,8 @@ static void test_relay_server_resets(void **state)
 	expect_reply(host, 0);
 	setsockopt(conn, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 	close(conn);
-	expect(host, "before");
-	expect_end(host);	/* closed; on a vsock without shutdown, which is a reset */
+	host_expect(host, "before");
+	expect_end(host);	/* without a mark: a reset */
 	wait_until(relay_get_stats(r).connections == 0);
 	close(host);
 	relay_stop(r);
@@ -417,7 +254,7 @@ static void test_relay_hello_malformed(void **state)
 	struct relay_hello bad[5] = { good, good, good, good, good };
 
 	bad[0].magic = 0;
-	bad[1].version = 2;
+	bad[1].version = 1;
 	bad[2].proto = 17;
 	bad[3].port = 0;
 	bad[4].reserved = 1;
@@ -510,31 +347,61 @@ static uint8_t pattern(size_t at)
 	return (uint8_t)(at * 31 + (at >> 11));
 }
 
-/* Writes as it can and reads slowly, so that the relay has to keep and hold. */
-static void copy_all(int from, int to, size_t total)
+/* @total bytes, as they go over the wire; *ret_len of them. */
+static uint8_t *make_stream(size_t total, bool framed, size_t *ret_len)
 {
-	scoped_free uint8_t *out = xmalloc(total), *in = xmalloc(total);
-	size_t sent = 0, got = 0;
+	enum { FRAME = 100000 };
+	size_t frames = (total + FRAME - 1) / FRAME, at = 0;
+	uint8_t *out = xmalloc(total + 4 * (frames + 1));
 
-	for (size_t i = 0; i < total; i++)
-		out[i] = pattern(i);
+	for (size_t i = 0; i < total; i++) {
+		if (framed && i % FRAME == 0) {
+			uint32_t head = htonl((uint32_t)MIN(total - i, (size_t)FRAME));
+
+			memcpy(out + at, &head, sizeof(head));
+			at += sizeof(head);
+		}
+		out[at++] = pattern(i);
+	}
+	if (framed) {
+		memset(out + at, 0, 4);
+		at += 4;
+	}
+	*ret_len = at;
+	return out;
+}
+
+/* Writes as it can and reads slowly, so that the relay has to keep and hold. */
+static void copy_all(int from, int to, size_t total, bool from_host, uint32_t mark)
+{
+	size_t sent = 0, got = 0, len;
+	scoped_free uint8_t *out = make_stream(total, from_host, &len), *in = xmalloc(total);
+	uint32_t seen;
+
 	while (got < total) {
-		ssize_t n = sent < total ? send(from, out + sent, total - sent,
-						MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
+		ssize_t n = sent < len ? send(from, out + sent, len - sent,
+					      MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
 
 		if (n > 0) {
 			sent += (size_t)n;
-			if (sent == total)
+			if (sent == len && !from_host)
 				shutdown(from, SHUT_WR);
 			continue;
 		}
 		wait_fd(to, POLLIN);
-		n = recv(to, in + got, MIN(total - got, (size_t)50000), 0);
+		if (from_host)
+			n = recv(to, in + got, MIN(total - got, (size_t)50000), 0);
+		else
+			n = host_recv(to, in + got, MIN(total - got, (size_t)50000), &seen);
 		assert_true(n > 0);
 		got += (size_t)n;
 	}
-	expect_end(to);
-	assert_memory_equal(in, out, total);
+	if (from_host)
+		expect_end(to);
+	else
+		host_expect_mark(to, mark);
+	for (size_t i = 0; i < total; i++)
+		assert_int_equal(in[i], pattern(i));
 }
 
 static void test_relay_slow_reader_gets_every_byte(void **state)
@@ -544,13 +411,15 @@ static void test_relay_slow_reader_gets_every_byte(void **state)
 	int host, conn = connect_through(r, &s, &host);
 
 	expect_reply(host, 0);
-	copy_all(host, conn, 3 * BULK);
-	copy_all(conn, host, 3 * BULK);
+	copy_all(host, conn, 3 * BULK, true, 0);
+	copy_all(conn, host, 3 * BULK, false, RELAY_FRAME_DONE);
 	close(host);
 	close(conn);
 	relay_stop(r);
 	close(s.fd);
 }
+
+static const uint8_t huge_frame[4] = { 1, 0, 0, 0 };	/* RELAY_FRAME_MAX */
 
 /* Nobody reads on one connection; another is as quick as ever. */
 static void test_relay_stuck_reader_holds_nobody(void **state)
@@ -561,14 +430,15 @@ static void test_relay_stuck_reader_holds_nobody(void **state)
 	int stuck, stuck_conn = connect_through(r, &s, &stuck);
 	int host, conn = connect_through(r, &s, &host);
 
+	send_all(stuck, &huge_frame, sizeof(huge_frame));
 	for (unsigned quiet = 0; quiet < 20; poll(NULL, 0, 1))
 		quiet = send(stuck, data, BULK, MSG_DONTWAIT | MSG_NOSIGNAL) > 0 ? 0 : quiet + 1;
 	expect_reply(host, 0);
 	for (unsigned i = 0; i < 100; i++) {
-		send_all(host, "ping", 4);
+		host_say(host, "ping", 4);
 		expect(conn, "ping");
 		send_all(conn, "pong", 4);
-		expect(host, "pong");
+		host_expect(host, "pong");
 	}
 	close(stuck);
 	close(host);
@@ -594,7 +464,7 @@ static void test_relay_thousand_connections(void **state)
 	for (unsigned i = 0; i < N; i++)
 		conns[i] = connect_through(r, &s, &hosts[i]);
 	for (unsigned i = 0; i < N; i++)
-		send_all(hosts[i], &i, sizeof(i));
+		host_say(hosts[i], &i, sizeof(i));
 	for (unsigned i = 0; i < N; i++) {	/* echo; accepted in the order of connecting */
 		unsigned got = N;
 
@@ -603,9 +473,10 @@ static void test_relay_thousand_connections(void **state)
 	}
 	for (unsigned i = 0; i < N; i++) {
 		unsigned got = N;
+		uint32_t mark;
 
 		expect_reply(hosts[i], 0);
-		assert_int_equal(recv_upto(hosts[i], &got, sizeof(got)), sizeof(got));
+		assert_int_equal(host_recv(hosts[i], &got, sizeof(got), &mark), sizeof(got));
 		assert_int_equal(got, i);
 	}
 	assert_int_equal(relay_get_stats(r).connections, N);
@@ -628,6 +499,7 @@ static void test_relay_free_while_busy(void **state)
 	int host, conn = connect_through(r, &s, &host), idle = host_connect(r);
 	char byte;
 
+	send_all(host, &huge_frame, sizeof(huge_frame));
 	for (unsigned i = 0; i < 20; i++)
 		send(host, data, BULK, MSG_DONTWAIT | MSG_NOSIGNAL);
 	send_all(idle, &h, 10);
@@ -708,7 +580,7 @@ static void test_relay_gives_memory_back_when_quiet(void **state)
 	close(host);
 	close(conn);
 	while (clock_mono_ms() < until) {	/* another one moves: no time for it */
-		send_all(other, &byte, 1);
+		host_say(other, &byte, 1);
 		assert_int_equal(recv_upto(other_conn, &byte, 1), 1);
 		poll(NULL, 0, 20);
 	}
@@ -722,7 +594,7 @@ static void test_relay_gives_memory_back_when_quiet(void **state)
 	getrusage(RUSAGE_SELF, &after);
 	assert_true(after.ru_nvcsw - before.ru_nvcsw <= 2);
 	assert_int_equal(relay_get_stats(r).trims, 1);
-	send_all(other, &byte, 1);		/* the thread's buffer comes anew */
+	host_say(other, &byte, 1);		/* the thread's buffer comes anew */
 	assert_int_equal(recv_upto(other_conn, &byte, 1), 1);
 	close(other);
 	close(other_conn);

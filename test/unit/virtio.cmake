@@ -5,6 +5,7 @@ target_link_libraries(mock_vsock PUBLIC lima_virtio lima_base PRIVATE lima_host_
 
 lima_unit(vsock lima_virtio mock_vsock_fx)
 lima_unit(vsock_life lima_virtio mock_vsock_fx)
+lima_unit(vsock_frame lima_virtio mock_vsock_fx)
 
 # The device alone, at memory speed: build/…/test/unit/vsock-device-bench
 add_executable(vsock-device-bench EXCLUDE_FROM_ALL ../bench/vsock_device.c)
