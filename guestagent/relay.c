@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vm_sockets.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -47,6 +48,8 @@ struct relay {
 	int epoll_fd, control[2], listen_fd;
 	struct relay_options opts;	/* with the defaults in place */
 	struct relay_buffer *buffer;	/* NULL: not since memory was given back */
+	int spare_fd;			/* made ahead; -1: none */
+	bool spare_wanted;
 
 	LIST_HEAD(, relay_conn) all;
 	struct relay_queue waiting[RELAY_WAITS];
@@ -79,6 +82,34 @@ struct relay_buffer *relay_get_buffer(struct relay *r)
 	if (!r->buffer)
 		r->buffer = xmalloc(sizeof(*r->buffer));
 	return r->buffer;
+}
+
+static int new_socket(int family)
+{
+	int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
+
+	if (fd < 0)
+		return -errno;
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	return fd;
+}
+
+int relay_get_socket(struct relay *r, int family)
+{
+	int fd = r->spare_fd;
+
+	if (family != AF_INET)
+		return new_socket(family);
+	r->spare_fd = -1;
+	r->spare_wanted = true;
+	return fd >= 0 ? fd : new_socket(family);
+}
+
+static void make_spare(struct relay *r)
+{
+	if (r->spare_wanted && r->spare_fd < 0)
+		r->spare_fd = new_socket(AF_INET);
+	r->spare_wanted = false;
 }
 
 static int watch(struct relay_conn *c, enum relay_side side, int op, bool room)
@@ -351,6 +382,9 @@ static void trim_when_quiet(struct relay *r)
 		return;		/* later, then */
 	r->trim_ms = 0;
 	free(steal_ptr(&r->buffer));
+	if (r->spare_fd >= 0)
+		close(r->spare_fd);
+	r->spare_fd = -1;
 	heap_trim();
 	atomic_fetch_add(&r->trims, 1);
 }
@@ -384,6 +418,7 @@ static void *relay_main(void *arg)
 					on_event(r, &events[i]);
 		run_busy(r);
 		run_timeouts(r);
+		make_spare(r);
 		free_dead(r);
 		trim_when_quiet(r);
 	}
@@ -458,7 +493,7 @@ static int start_thread(struct relay *r)
 
 static void release(struct relay *r)
 {
-	int fds[] = { r->epoll_fd, r->listen_fd, r->control[0], r->control[1] };
+	int fds[] = { r->epoll_fd, r->listen_fd, r->control[0], r->control[1], r->spare_fd };
 
 	for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
 		if (fds[i] >= 0)
@@ -486,7 +521,7 @@ int relay_new(const struct relay_options *opts, struct relay **ret, struct error
 	struct relay *r = xnew(struct relay);
 	int rc;
 
-	r->epoll_fd = r->listen_fd = r->control[0] = r->control[1] = -1;
+	r->epoll_fd = r->listen_fd = r->control[0] = r->control[1] = r->spare_fd = -1;
 	r->opts = *opts;
 	r->opts.connections_max = connections_allowed(opts->connections_max);
 	r->opts.idle_max = opts->idle_max ? opts->idle_max : RELAY_IDLE_MAX;

@@ -224,18 +224,17 @@ static void on_connected(struct relay_conn *c)
 /* @speaks_first: bytes of the client's follow at once. The last step of the handshake
  * is left to them then (tcp(7), TCP_QUICKACK; tcp_rcv_synsent_state_process()): one
  * packet less, and the server finds them when it accepts. */
-static int start_socket(const union dial_addr *to, unsigned others, bool speaks_first)
+static int start_socket(struct relay *r, const union dial_addr *to, bool speaks_first)
 {
 	socklen_t len = to->sa.sa_family == AF_INET ? sizeof(to->in) : sizeof(to->in6);
-	scoped_fd int fd = socket(to->sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	int on = 1, off = 0;
+	scoped_fd int fd = relay_get_socket(r, to->sa.sa_family);
+	int off = 0;
 
 	if (fd < 0)
-		return -errno;
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+		return fd;
 	if (speaks_first)
 		setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off));
-	dial_set_buffers(fd, others);
+	dial_set_buffers(fd, relay_count_busy(r));
 	if (connect(fd, &to->sa, len) < 0 && errno != EINPROGRESS)
 		return -errno;
 	return steal_fd(&fd);
@@ -267,8 +266,7 @@ static int dial_next(struct relay_conn *c, const struct dial *to, const uint8_t 
 		     size_t *ret_written)
 {
 	struct relay_end *server = &c->ends[RELAY_SERVER];
-	int fd = start_socket(&to->addrs[c->dialled++], relay_count_busy(c->relay),
-			      len > 0), rc;
+	int fd = start_socket(c->relay, &to->addrs[c->dialled++], len > 0), rc;
 
 	if (fd < 0)
 		return fd;

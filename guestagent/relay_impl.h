@@ -90,6 +90,9 @@ void relay_conn_reset(struct relay_conn *c);
 /* --- relay.c --------------------------------------------------------------- */
 
 struct relay_buffer *relay_get_buffer(struct relay *r);
+/* A TCP socket of that family without delay, non-blocking; -errno. IPv4's is made ahead,
+ * when nobody waits: making one takes an emulated guest a tenth of a millisecond. */
+int relay_get_socket(struct relay *r, int family);
 /* Registers the descriptor of one side, edge-triggered. -errno. */
 int relay_watch(struct relay_conn *c, enum relay_side side, bool room);
 /* … and that it wants to hear of room as well. */
