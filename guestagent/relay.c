@@ -24,6 +24,7 @@
 enum {
 	EVENTS_MAX = 64,		/* taken by one epoll_wait() */
 	STACK_BYTES = 256 * 1024,
+	ACCEPT_MAX = 32,		/* in one turn */
 	ACCEPT_PAUSE_MS = 100,		/* out of descriptors or memory */
 };
 
@@ -239,9 +240,8 @@ static void watch_listener(struct relay *r, bool on)
 	r->accept_again_ms = on ? 0 : r->now_ms + ACCEPT_PAUSE_MS;
 }
 
-/* One per event: the listener is level-triggered, so a try that finds nothing is
- * saved. */
-static void accept_one(struct relay *r)
+/* False: no more now. */
+static bool accept_one(struct relay *r)
 {
 	union {
 		struct sockaddr sa;
@@ -253,17 +253,25 @@ static void accept_one(struct relay *r)
 
 	if (fd < 0) {
 		if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)
-			return;
+			return errno != EAGAIN;
 		log_warn_limited("relay: accept: %s, trying again", error_text(-errno));
 		watch_listener(r, false);
-		return;
+		return false;
 	}
 	if (peer.sa.sa_family == AF_VSOCK && peer.vm.svm_cid != VMADDR_CID_HOST) {
 		log_warn_limited("relay: CID %u is not the host, closed", peer.vm.svm_cid);
 		close(fd);
-		return;
+		return true;
 	}
 	add(r, fd);
+	return true;
+}
+
+/* They come in batches, and a client may be waiting behind each. */
+static void accept_some(struct relay *r)
+{
+	for (unsigned i = 0; i < ACCEPT_MAX && accept_one(r); i++)
+		;
 }
 
 static void set_listener(struct relay *r, int fd)
@@ -337,7 +345,7 @@ static void on_event(struct relay *r, const struct epoll_event *ev)
 	if (ev->data.ptr == r->control) {
 		obey(r);
 	} else if (ev->data.ptr == &r->listen_fd) {
-		accept_one(r);
+		accept_some(r);
 	} else {
 		relay_conn_event(c, (enum relay_side)(ev->data.u64 & 1), ev->events);
 		if (!c->queued)		/* else its turn comes */

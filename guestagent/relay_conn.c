@@ -74,6 +74,8 @@ static void on_write_failed(struct relay_conn *c, struct relay_end *to)
 	to->pending_len = 0;
 	to->readable = to->hung_up = true;
 	c->server_broken = true;
+	if (to->eof)	/* all of that has been read: it closed, and does not want more */
+		c->state = RELAY_DRAINING;
 }
 
 /* As send(); a vsock wants its packet of up to 64 KiB in one piece of memory, and

@@ -346,8 +346,9 @@ static void refill(struct lane_vsock *l)
 
 	if (!l->device_up || !l->port || l->closing || uv_is_active((uv_handle_t *)&l->backoff))
 		return;
-	if (l->n_waiting <= l->n_opening && l->n_pool + l->n_opening > wanted / 2)
-		return;
+	if (l->n_waiting <= l->n_opening &&
+	    l->n_pool + l->n_opening + MIN(l->n_resting, wanted) > wanted / 2)
+		return;		/* those that rest come back, unless a server is stuck */
 	while (l->n_pool + l->n_opening < wanted && l->n_opening < most)
 		if (link_open(l, &err) < 0) {
 			log_warn_limited("forward: vsock connection: %s", err.msg);

@@ -181,6 +181,27 @@ static void test_relay_server_resets(void **state)
 	close(s.fd);
 }
 
+/* One that closed, and does not just send no more, resets who goes on sending. */
+static void test_relay_server_has_closed(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	int host, conn = connect_through(r, &s, &host);
+	struct pollfd p = { .fd = host, .events = POLLIN };
+
+	send_all(conn, "that is all", 11);
+	close(conn);
+	expect_reply(host, 0);
+	host_expect(host, "that is all");
+	host_expect_mark(host, 0);
+	for (unsigned i = 0; i < 1000 && poll(&p, 1, 1) == 0; i++)
+		host_say(host, "but", 3);	/* the first one meets the server's reset */
+	expect_end(host);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
 /* A full host does not lose what the server sent before its reset. */
 static void test_relay_reset_behind_pending_bytes(void **state)
 {
@@ -612,6 +633,7 @@ int main(void)
 		cmocka_unit_test(test_relay_server_ends_first),
 		cmocka_unit_test(test_relay_small_and_large_messages),
 		cmocka_unit_test(test_relay_server_resets),
+		cmocka_unit_test(test_relay_server_has_closed),
 		cmocka_unit_test(test_relay_reset_behind_pending_bytes),
 		cmocka_unit_test(test_relay_host_goes_away_while_the_server_sends),
 		cmocka_unit_test(test_relay_refused),
