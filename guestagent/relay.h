@@ -35,7 +35,7 @@ struct relay;
 
 enum {
 	RELAY_CONNECTIONS_MAX = 16384,
-	RELAY_IDLE_MAX = 256,		/* opened ahead of time; the oldest goes */
+	RELAY_IDLE_MAX = 256,		/* without a client; the oldest goes */
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
 	RELAY_CONNECT_MS = 10 * 1000,
 	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */

@@ -273,6 +273,7 @@ static int dial_next(struct relay_conn *c, const struct dial *to, const uint8_t 
 	if (fd < 0)
 		return fd;
 	server->fd = fd;
+	server->readable = server->hung_up = false;
 	rc = try_server(c, data, len, ret_written);
 	if (rc == 0 || rc == -EINPROGRESS) {
 		int watched = relay_watch(c, RELAY_SERVER, rc != 0);
@@ -614,7 +615,7 @@ void relay_conn_event(struct relay_conn *c, enum relay_side side, uint32_t event
 {
 	struct relay_end *e = &c->ends[side];
 
-	if (c->state == RELAY_DEAD)
+	if (c->state == RELAY_DEAD || e->fd < 0)	/* of the last client's server */
 		return;
 	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		e->hung_up = true;

@@ -10,9 +10,9 @@
  *
  *	queue	| held: passed on already | new |
  *
- * Held are RELAY_HELD_MAX bytes at most, and none by a connection that has ended (the
- * end is not seen behind them), that moves bulk (which would be copied twice), or
- * one of a crowd (each holds a page or more of the guest's memory).
+ * Held are RELAY_HELD_MAX bytes at most, and nothing is added to them where a
+ * connection has ended (the end is not seen behind them), moves bulk (which would be
+ * copied twice), or is one of a crowd (each holds a page or more of the guest's memory).
  */
 #pragma once
 
@@ -32,5 +32,5 @@ enum {
 /* As recv(), with *@ret: the bytes, in the thread's buffer. @ret_all: the next byte
  * makes an event. */
 ssize_t relay_host_recv(struct relay_conn *c, uint8_t **ret, bool *ret_all);
-/* What was held leaves the queue. */
+/* What was held leaves the queue, before it is closed. */
 void relay_host_let_go(struct relay_conn *c);

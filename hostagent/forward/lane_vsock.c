@@ -307,10 +307,12 @@ static void on_idle(void *arg)
 	k->resting = false;
 	put_to_use(k);
 	if (l->n_pool > l->wanted) {
-		k = TAILQ_LAST(&l->pool, link_list);
+		k = TAILQ_FIRST(&l->pool);
 		vsock_conn_reset(k->v);
 		link_free(k);
 	}
+	if (l->device_up && l->port)	/* its agent lives */
+		note_success(l);
 }
 
 static const struct vsock_conn_callbacks link_callbacks = {
@@ -342,14 +344,16 @@ static void refill(struct lane_vsock *l)
 {
 	unsigned most = l->usable ? POOL_OPENING_MAX : 1;
 	unsigned wanted = MIN((l->usable ? l->wanted : 1) + l->n_waiting, most);
+	/* those that rest come back, unless a server is stuck; without the lane none count */
+	unsigned resting = l->usable ? MIN(l->n_resting, wanted) : 0;
+	unsigned pool = l->usable ? l->n_pool : 0;
 	struct error err = { 0 };
 
 	if (!l->device_up || !l->port || l->closing || uv_is_active((uv_handle_t *)&l->backoff))
 		return;
-	if (l->n_waiting <= l->n_opening &&
-	    l->n_pool + l->n_opening + MIN(l->n_resting, wanted) > wanted / 2)
-		return;		/* those that rest come back, unless a server is stuck */
-	while (l->n_pool + l->n_opening < wanted && l->n_opening < most)
+	if (l->n_waiting <= l->n_opening && pool + l->n_opening + resting > wanted / 2)
+		return;
+	while (pool + l->n_opening < wanted && l->n_opening < most)
 		if (link_open(l, &err) < 0) {
 			log_warn_limited("forward: vsock connection: %s", err.msg);
 			note_refusal(l, &err);
@@ -418,7 +422,7 @@ static int lane_relay(struct lane *lane, const struct lane_relay *relay, struct 
 					 .port = htons(port) };
 	memcpy(c->hello.ip, &ip, sizeof(c->hello.ip));
 	*ret = c;
-	k = TAILQ_FIRST(&l->pool);
+	k = TAILQ_LAST(&l->pool, link_list);	/* the guest drops its oldest when they are many */
 	if (k) {
 		TAILQ_REMOVE(&l->pool, k, next);
 		l->lowest = MIN(l->lowest, --l->n_pool);

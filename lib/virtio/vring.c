@@ -72,7 +72,8 @@ uint16_t vring_stop(struct vring *r)
 		return r->avail_next;
 	if (!r->broken.code)
 		vring_publish(r);
-	vring_call_due(r);
+	if (r->call_due)
+		vring_call(r);
 	r->avail_next = (uint16_t)(r->avail_next - r->fetched);
 	r->first = r->fetched = 0;
 	r->running = false;

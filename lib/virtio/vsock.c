@@ -75,7 +75,10 @@ static void on_later(uv_timer_t *timer)
 	turn(v);
 	if (vring_used_idx(v->rx) == told)
 		vring_call_due(v->tx);
-	arm_later(v);
+	if (v->tx->call_due || !TAILQ_EMPTY(&v->farewells))
+		arm_later(v);
+	else
+		uv_timer_stop(&v->later);
 }
 
 static void turn(struct vsock *v)

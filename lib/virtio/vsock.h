@@ -115,7 +115,7 @@ struct vsock_relay {
 	int (*prologue)(void *arg, const uint8_t *bytes);	/* arg: the callbacks' */
 	/* Behind hello and prologue both directions are frames (vsock_frame.h), whose
 	 * ends are those of the client's stream. An end of the connection itself is a
-	 * reset then, whatever it looks like. */
+	 * reset then, unless both have come before. */
 	bool framed;
 	uint64_t *to_guest, *from_guest;	/* counted up; the client's bytes; may be NULL */
 };

@@ -105,7 +105,8 @@ void conn_forwarded(struct vsock_conn *c, uint32_t len)
 	uint32_t usable = MIN(c->window, c->peer_alloc);
 
 	c->fwd += len;
-	if (c->fwd - c->told_fwd < usable / 2 || c->guest_eof || c->state > CONN_RELAY)
+	if (c->fwd - c->told_fwd < usable / 2 || (c->framed ? c->guest_done : c->guest_eof) ||
+	    c->state > CONN_REST)
 		return;
 	set_window(c, better_window(c));
 	conn_want(c, WANT_UPDATE);
@@ -147,6 +148,7 @@ void conn_want_later(struct vsock_conn *c, unsigned want)
 		c->want |= (uint8_t)want;
 	else
 		set_want(c, want, true);
+	vsock_schedule(c->v);	/* a turn's end sees to the timer */
 }
 
 void conn_unwant(struct vsock_conn *c, unsigned want)

@@ -4,6 +4,7 @@
  *	vsock_conn.c		connections: table, states, credit we give, callbacks
  *	vsock_to_guest.c	rx ring: control packets, clients' bytes
  *	vsock_from_guest.c	tx ring: packets checked, bytes to clients
+ *	vsock_frame.c		frames of one stream after another
  *
  * Work is done in turns. A turn takes what the guest sent, gives it what there is,
  * and only then, with nothing of ours on the stack, runs the callbacks that came
@@ -66,8 +67,8 @@ struct vsock_conn {
 	bool attached : 1;		/* the owner has not been told the end */
 	bool readable : 1, writable : 1;	/* as epoll's edges left the client's socket */
 	bool hung_up : 1;		/* the client sent FIN: read on to the end */
-	bool client_eof : 1;		/* read the client's end; SHUTDOWN wanted or sent */
-	bool guest_eof : 1;		/* SHUTDOWN(SEND) came */
+	bool client_eof : 1;		/* read the client's end; ours is wanted, said or sent */
+	bool guest_eof : 1;		/* SHUTDOWN(SEND) came, or a frame that is an end */
 	bool guest_deaf : 1;		/* SHUTDOWN(RCV) came */
 	bool guest_gone : 1;		/* closed in order; what is buffered goes to the client */
 	bool client_shut : 1;		/* FIN sent to the client */

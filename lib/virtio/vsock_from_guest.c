@@ -304,6 +304,11 @@ static void on_shutdown(struct vsock_conn *c, const struct vsock_packet *p)
 		break_rule(c, "shutdown before a response");
 		return;
 	}
+	if (c->framed && (c->state == CONN_RELAY || c->state == CONN_REST) &&
+	    p->flags != (VSOCK_SHUTDOWN_SEND | VSOCK_SHUTDOWN_RCV)) {
+		break_rule(c, "half an end, of frames");
+		return;
+	}
 	c->guest_eof |= (p->flags & VSOCK_SHUTDOWN_SEND) != 0;
 	c->guest_deaf |= (p->flags & VSOCK_SHUTDOWN_RCV) != 0;
 	if (c->guest_eof && c->guest_deaf)

@@ -16,7 +16,7 @@ enum {
  * (virtio_transport_rx_work), so a few may stay behind. */
 static unsigned reserve(const struct vring *r)
 {
-	return r->size / 16;
+	return MIN(r->size / 16u, VRING_AHEAD / 2u);	/* of those we see */
 }
 
 /* --- one packet ----------------------------------------------------------- */

@@ -151,7 +151,12 @@ void mock_vsock_init(struct vsock *v, struct loop *loop)
 
 void mock_vsock_break(struct vsock *v, bool idle_only, int code)
 {
-	for (struct vsock_conn *c = v->conns; c; c = c->next)
+	struct vsock_conn *last = v->conns;
+
+	while (last && last->next)
+		last = last->next;
+	/* the oldest first, as the kernel closes what a dead agent had open */
+	for (struct vsock_conn *c = last; c; c = c->prev)
 		if (!idle_only || !c->relaying) {
 			c->end_code = code;
 			schedule(c);

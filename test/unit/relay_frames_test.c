@@ -109,6 +109,29 @@ static void test_relay_frames_in_pieces(void **state)
 	close(s.fd);
 }
 
+/* The end of the vsock behind a message that was only looked at. */
+static void test_relay_host_vanishes_behind_a_small_message(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	char byte;
+
+	for (unsigned messages = 1; messages < 200; messages += 66) {
+		int host, conn = connect_through(r, &s, &host);
+
+		expect_reply(host, 0);
+		for (unsigned i = 0; i < messages; i++) {
+			host_say(host, "x", 1);
+			expect(conn, "x");
+		}
+		close(host);
+		assert_int_equal(recv_upto(conn, &byte, 1), -ECONNRESET);
+		close(conn);
+	}
+	relay_stop(r);
+	close(s.fd);
+}
+
 static void test_relay_what_no_host_says(void **state)
 {
 	static const uint8_t too_long[] = { 1, 0, 0, 1 }, after_end[] = { 0, 0, 0, 0, 'L', 'R' };
@@ -139,6 +162,7 @@ int main(void)
 		cmocka_unit_test(test_relay_serves_the_next_client),
 		cmocka_unit_test(test_relay_is_done_when_the_server_has_it_all),
 		cmocka_unit_test(test_relay_frames_in_pieces),
+		cmocka_unit_test(test_relay_host_vanishes_behind_a_small_message),
 		cmocka_unit_test(test_relay_what_no_host_says),
 	};
 
