@@ -251,30 +251,53 @@ static void tell_bad(struct tunnel_io *io, const struct error *err)
 	io->ops->bad(io, err);
 }
 
-/* A datagram that lies in several slices is put together; streams are not. */
-static void deliver_datagram(struct tunnel_io *io, const grpc_slice *slices)
+/* All that is left of the data: where it lies, or put together when it lies in several
+ * slices; @ret_joined is the caller's to free. */
+static const uint8_t *in_one_piece(struct tunnel_io *io, const grpc_slice *slices,
+				   uint8_t **ret_joined)
 {
-	scoped_free uint8_t *joined = NULL;
 	const uint8_t *piece = (const uint8_t *)"";
 	size_t len = io->data.len, part = 0, at = 0;
 
-	if (len > TUNNEL_DATAGRAM_MAX) {
+	tunnel_wire_next(slices, &io->data, &piece, &part);
+	if (part == len)
+		return piece;
+	*ret_joined = xmalloc(len);
+	do {
+		memcpy(*ret_joined + at, piece, part);
+		at += part;
+	} while (tunnel_wire_next(slices, &io->data, &piece, &part));
+	return *ret_joined;
+}
+
+static void deliver_whole(struct tunnel_io *io, const grpc_slice *slices)
+{
+	scoped_free uint8_t *joined = NULL;
+	size_t len = io->data.len;
+
+	if (io->udp && len > TUNNEL_DATAGRAM_MAX) {
 		struct error err = { 0 };
 
 		error_set(&err, -EMSGSIZE, "datagram of %zu bytes", len);
 		tell_bad(io, &err);
 		return;
 	}
-	tunnel_wire_next(slices, &io->data, &piece, &part);
-	if (part < len) {
-		joined = xmalloc(len);
-		do {
-			memcpy(joined + at, piece, part);
-			at += part;
-		} while (tunnel_wire_next(slices, &io->data, &piece, &part));
-		piece = joined;
+	io->ops->data(io, in_one_piece(io, slices, &joined), len);
+}
+
+/* A small message may straddle two reads of the link. It stays in one piece: programs
+ * that ask once for a short answer are wrong, but work over loopback. */
+static void deliver_stream(struct tunnel_io *io, const grpc_slice *slices)
+{
+	const uint8_t *piece;
+	size_t len;
+
+	if (io->data.len > 0 && io->data.len <= COPY_MAX) {
+		deliver_whole(io, slices);
+		return;
 	}
-	io->ops->data(io, piece, len);
+	while (!io->paused && !io->detached && tunnel_wire_next(slices, &io->data, &piece, &len))
+		io->ops->data(io, piece, len);
 }
 
 /* Handles the head of a message; false when there is no data to deliver. */
@@ -299,8 +322,6 @@ static bool read_inbox(struct tunnel_io *io)
 static void deliver_inbox(struct tunnel_io *io)
 {
 	const grpc_slice *slices = io->inbox->data.raw.slice_buffer.slices;
-	const uint8_t *piece;
-	size_t len;
 
 	if (!io->inbox_read && !read_inbox(io)) {
 		drop_inbox(io);
@@ -309,11 +330,9 @@ static void deliver_inbox(struct tunnel_io *io)
 	if (io->paused || io->detached)
 		return;		/* `message` did that: the rest waits */
 	if (io->udp)
-		deliver_datagram(io, slices);
+		deliver_whole(io, slices);
 	else
-		while (!io->paused && !io->detached &&
-		       tunnel_wire_next(slices, &io->data, &piece, &len))
-			io->ops->data(io, piece, len);
+		deliver_stream(io, slices);
 	if (io->udp || io->data.len == 0)
 		drop_inbox(io);
 }

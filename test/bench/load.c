@@ -334,9 +334,9 @@ static void hold(unsigned n)
 		for (int i = 0; i < got; i++) {
 			unsigned who = evs[i].data.u32;
 			char line[32] = "", want[32];
-			ssize_t len = recv(fds[who], line, 8, MSG_DONTWAIT);
+			ssize_t len = recv(fds[who], line, 8, MSG_DONTWAIT | MSG_PEEK);
 
-			if (len < 0 && errno == EAGAIN)
+			if ((len < 0 && errno == EAGAIN) || (len > 0 && len < 8))
 				continue;
 			snprintf(want, sizeof(want), "%08u", who);
 			if (len == 8 && !strcmp(line, want))

@@ -174,7 +174,9 @@ def answer_stream(name, s):
         while True:
             c, _ = s.accept()
             with c:
-                data = c.recv(100)
+                data = b""
+                while not data.endswith(b"\r\n\r\n") and (more := c.recv(100)):
+                    data += more
                 c.sendall(f"{name}:".encode() + data)
 
 

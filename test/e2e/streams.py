@@ -249,6 +249,14 @@ def receive(s):
     return got
 
 
+def exactly(s, n):
+    """n bytes, in as many pieces as they come in; fewer at the end"""
+    got = b""
+    while len(got) < n and (data := s.recv(n - len(got))):
+        got += data
+    return got
+
+
 def result(port, key):
     with connect(port, f"result {key}") as s:
         return receive(s).decode()
@@ -359,7 +367,7 @@ def check_silence(port):
             with connect(port, f"source {4 << 20}") as t:
                 assert len(receive(t)) == 4 << 20
             s.sendall(b"still?")
-            assert s.recv(6) == b"still?"
+            assert exactly(s, 6) == b"still?"
 
 
 def run_checks(kind, port):
@@ -499,10 +507,7 @@ def many(port, n):
         for i, s in enumerate(socks):
             s.sendall(b"%08d" % (i * turn))
         for i, s in enumerate(socks):
-            got = b""
-            while len(got) < 8 and (data := s.recv(8)):
-                got += data
-            assert got == b"%08d" % (i * turn), f"connection {i}: {got!r}"
+            assert (got := exactly(s, 8)) == b"%08d" % (i * turn), f"connection {i}: {got!r}"
     for s in socks:
         s.close()
 
@@ -547,7 +552,8 @@ def busy_clients(port, seconds):
                 i += 1
                 s = connect(port, "echo")
                 s.sendall(b"%d.%d" % (me, i))
-                assert s.recv(100) == b"%d.%d" % (me, i)
+                name = b"%d.%d" % (me, i)
+                assert (got := exactly(s, len(name))) == name, f"{got!r} instead of {name!r}"
                 if i % 3 == 0:
                     reset(s)
                 elif i % 3 == 1:

@@ -316,17 +316,23 @@ void world_socketpair(int fds[2])
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
 }
 
-void world_connect(struct world *w)
+void world_connect_fds(struct world *w, int server_fd, int client_fd)
 {
 	struct error err = { 0 };
-	int fds[2];
 
 	if (!w->server)
 		world_start_server(w);
-	world_socketpair(fds);
-	assert_int_equal(guest_server_serve_fd(w->server, fds[0], NULL, &err), 0);
-	world_start_client(w, fds[1], NULL, 10000);
+	assert_int_equal(guest_server_serve_fd(w->server, server_fd, NULL, &err), 0);
+	world_start_client(w, client_fd, NULL, 10000);
 	WORLD_WAIT(w, w->ready && w->snapshots > 0);
+}
+
+void world_connect(struct world *w)
+{
+	int fds[2];
+
+	world_socketpair(fds);
+	world_connect_fds(w, fds[0], fds[1]);
 }
 
 void world_done(struct world *w)

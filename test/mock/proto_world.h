@@ -66,6 +66,8 @@ void world_start_client(struct world *w, int fd, const uint8_t *secret, unsigned
 void world_stop_client(struct world *w);
 /* Server and client joined by a socket pair, ready. */
 void world_connect(struct world *w);
+/* … each with an end of its own. */
+void world_connect_fds(struct world *w, int server_fd, int client_fd);
 void world_socketpair(int fds[2]);
 
 extern const char *world_where;	/* for the message when time is up */

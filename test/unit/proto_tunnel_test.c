@@ -1,11 +1,15 @@
 /* Tunnels between a guest_client and a guest_server over a socket pair: what a
  * forwarded connection can do, with our own kinds and as with Lima's peers. */
 #include <errno.h>
+#include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -301,6 +305,57 @@ static void test_tunnel_8192_then_refused(void **state)
 	free(apps);
 }
 
+/* --- a link that tears messages apart ------------------------------------------ */
+
+/* One byte at a time between two descriptors, until either ends. */
+static void *pump(void *arg)
+{
+	const int *fds = arg;
+	struct pollfd p[2] = { { .fd = fds[0], .events = POLLIN }, { .fd = fds[1], .events = POLLIN } };
+	bool end = false;
+
+	while (!end && poll(p, 2, -1) > 0) {
+		for (int i = 0; i < 2 && !end; i++) {
+			char byte;
+
+			if (!p[i].revents)
+				continue;
+			end = read(fds[i], &byte, 1) <= 0;
+			while (!end && send(fds[1 - i], &byte, 1, MSG_NOSIGNAL) < 0) {
+				end = errno != EAGAIN;
+				poll(&(struct pollfd){ .fd = fds[1 - i], .events = POLLOUT }, 1, -1);
+			}
+		}
+	}
+	close(fds[0]);
+	close(fds[1]);
+	return NULL;
+}
+
+static void test_tunnel_small_messages_stay_whole(void **state)
+{
+	enum { MESSAGES = 64, LEN = 600 };
+	struct app a = { .to_send = MESSAGES * LEN, .chunk = LEN, .check = true, .eof_when_sent = true };
+	int near[2], far[2], between[2];
+	struct world w;
+	pthread_t thread;
+
+	world_init(&w);
+	world_socketpair(near);
+	world_socketpair(far);
+	between[0] = near[1];
+	between[1] = far[1];
+	assert_int_equal(pthread_create(&thread, NULL, pump, between), 0);
+	world_connect_fds(&w, near[0], far[0]);
+	app_start(&a, &w, IPPROTO_TCP, FAR_ECHO);
+	WORLD_WAIT(&w, a.closed);
+	assert_false(a.corrupt);
+	assert_int_equal(a.received, a.to_send);
+	assert_int_equal(a.pieces, MESSAGES);	/* there and back */
+	world_done(&w);
+	pthread_join(thread, NULL);
+}
+
 #define BOTH(f) cmocka_unit_test_setup_teardown(f, set_up_kinds, tear_down), \
 		{ #f "_lima", f, set_up_lima, tear_down, NULL }
 
@@ -322,6 +377,7 @@ int main(void)
 						set_up_kinds, tear_down),
 		cmocka_unit_test_setup_teardown(test_tunnel_slow_connect_is_probed, set_up_kinds,
 						tear_down),
+		cmocka_unit_test(test_tunnel_small_messages_stay_whole),
 		cmocka_unit_test_setup_teardown(test_tunnel_8192_then_refused, set_up_kinds,
 						tear_down),
 	};
