@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "guestagent/relay.h"
+#include "guestagent/relay_cpu.h"
 #include "guestagent/watch.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -129,10 +130,17 @@ static void try_later(void *arg)
 		l->opts.opened(l->opts.arg);
 }
 
+static int find_cpu(void *arg)
+{
+	return relay_cpu_find("");
+}
+
 int lane_new(struct loop *loop, const struct lane_options *opts, struct lane **ret,
 	     struct error *err)
 {
-	const struct relay_options relay = { .dial_more = opts->dial_more, .arg = opts->arg };
+	const struct relay_options relay = { .dial_more = opts->dial_more,
+					     .cpu = relay_cpu_is_emulated() ? find_cpu : NULL,
+					     .arg = opts->arg };
 	struct lane *l = xnew(struct lane);
 	int rc = relay_new(&relay, &l->relay, err);
 

@@ -6,6 +6,7 @@
 #include <linux/vm_sockets.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -26,6 +27,7 @@ enum {
 	STACK_BYTES = 256 * 1024,
 	ACCEPT_MAX = 32,		/* in one turn */
 	ACCEPT_PAUSE_MS = 100,		/* out of descriptors or memory */
+	PLACE_MS = 1000,		/* between two questions for the CPU */
 };
 
 static_assert(offsetof(struct relay_buffer, bytes) == sizeof(struct relay_reply) + RELAY_FRAME_HEAD &&
@@ -58,6 +60,8 @@ struct relay {
 	struct relay_queue dead;
 	uint64_t now_ms;		/* of this turn */
 	uint64_t accept_again_ms;	/* 0: the listener is watched */
+	uint64_t placed_ms;		/* when it last asked for its CPU */
+	int cpu;			/* -1: any */
 	uint64_t moved_ms;		/* the newest turn with something in it */
 	uint64_t trim_ms;		/* when to look whether it is quiet; 0: nothing to give back */
 	bool stopping;
@@ -267,11 +271,32 @@ static bool accept_one(struct relay *r)
 	return true;
 }
 
+/* The device may have been plugged anew, and its interrupts moved. */
+static void follow_cpu(struct relay *r)
+{
+	cpu_set_t set;
+	int cpu;
+
+	if (!r->opts.cpu || (r->placed_ms && r->now_ms - r->placed_ms < PLACE_MS))
+		return;
+	r->placed_ms = r->now_ms;
+	cpu = r->opts.cpu(r->opts.arg);
+	if (cpu < 0 || cpu == r->cpu)
+		return;
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set) < 0)
+		return;		/* not one of ours: stay */
+	r->cpu = cpu;
+	log_debug("relay: on CPU %d", cpu);
+}
+
 /* They come in batches, and a client may be waiting behind each. */
 static void accept_some(struct relay *r)
 {
 	for (unsigned i = 0; i < ACCEPT_MAX && accept_one(r); i++)
 		;
+	follow_cpu(r);
 }
 
 static void set_listener(struct relay *r, int fd)
@@ -395,6 +420,7 @@ static void trim_when_quiet(struct relay *r)
 	r->spare_fd = -1;
 	heap_trim();
 	atomic_fetch_add(&r->trims, 1);
+	follow_cpu(r);
 }
 
 static void free_dead(struct relay *r)
@@ -529,7 +555,7 @@ int relay_new(const struct relay_options *opts, struct relay **ret, struct error
 	struct relay *r = xnew(struct relay);
 	int rc;
 
-	r->epoll_fd = r->listen_fd = r->control[0] = r->control[1] = r->spare_fd = -1;
+	r->epoll_fd = r->listen_fd = r->control[0] = r->control[1] = r->spare_fd = r->cpu = -1;
 	r->opts = *opts;
 	r->opts.connections_max = connections_allowed(opts->connections_max);
 	r->opts.idle_max = opts->idle_max ? opts->idle_max : RELAY_IDLE_MAX;

@@ -55,7 +55,7 @@ static void do_sink(int fd, char *buf)
 
 static void do_source(int fd, char *buf, uint64_t left)
 {
-	memset(buf, 'x', CHUNK);
+	memset(buf, 'x', left < CHUNK ? left : CHUNK);
 	while (left) {
 		ssize_t n = write(fd, buf, left < CHUNK ? left : CHUNK);
 
