@@ -27,7 +27,7 @@ enum {
 	STACK_BYTES = 256 * 1024,
 	ACCEPT_MAX = 32,		/* in one turn */
 	ACCEPT_PAUSE_MS = 100,		/* out of descriptors or memory */
-	PLACE_MS = 1000,		/* between two questions for the CPU */
+	PLACE_MS = 5000,		/* between two questions for the CPU */
 };
 
 static_assert(offsetof(struct relay_buffer, bytes) == sizeof(struct relay_reply) + RELAY_FRAME_HEAD &&
@@ -60,8 +60,9 @@ struct relay {
 	struct relay_queue dead;
 	uint64_t now_ms;		/* of this turn */
 	uint64_t accept_again_ms;	/* 0: the listener is watched */
-	uint64_t placed_ms;		/* when it last asked for its CPU */
-	int cpu;			/* -1: any */
+	uint64_t place_ms;		/* when to ask for the thread's CPU again */
+	cpu_set_t cpus;			/* those it was started with */
+	int cpu;			/* of them the one it is bound to; -1: any */
 	uint64_t moved_ms;		/* the newest turn with something in it */
 	uint64_t trim_ms;		/* when to look whether it is quiet; 0: nothing to give back */
 	bool stopping;
@@ -271,32 +272,11 @@ static bool accept_one(struct relay *r)
 	return true;
 }
 
-/* The device may have been plugged anew, and its interrupts moved. */
-static void follow_cpu(struct relay *r)
-{
-	cpu_set_t set;
-	int cpu;
-
-	if (!r->opts.cpu || (r->placed_ms && r->now_ms - r->placed_ms < PLACE_MS))
-		return;
-	r->placed_ms = r->now_ms;
-	cpu = r->opts.cpu(r->opts.arg);
-	if (cpu < 0 || cpu == r->cpu)
-		return;
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set) < 0)
-		return;		/* not one of ours: stay */
-	r->cpu = cpu;
-	log_debug("relay: on CPU %d", cpu);
-}
-
 /* They come in batches, and a client may be waiting behind each. */
 static void accept_some(struct relay *r)
 {
 	for (unsigned i = 0; i < ACCEPT_MAX && accept_one(r); i++)
 		;
-	follow_cpu(r);
 }
 
 static void set_listener(struct relay *r, int fd)
@@ -420,7 +400,29 @@ static void trim_when_quiet(struct relay *r)
 	r->spare_fd = -1;
 	heap_trim();
 	atomic_fetch_add(&r->trims, 1);
-	follow_cpu(r);
+}
+
+/* Among those we may have: a device may have been plugged anew, and its interrupts moved.
+ * Set even if it has not changed: the kernel may have undone it (CPU hotplug, cpusets). */
+static void follow_cpu(struct relay *r)
+{
+	cpu_set_t set;
+	int cpu;
+
+	if (!r->opts.cpu || r->now_ms < r->place_ms)
+		return;
+	r->place_ms = r->now_ms + PLACE_MS;
+	cpu = r->opts.cpu(r->opts.arg);
+	if (cpu < 0 || !CPU_ISSET(cpu, &r->cpus))
+		cpu = -1;
+	if (cpu < 0 && r->cpu < 0)
+		return;
+	set = r->cpus;
+	if (cpu >= 0) {
+		CPU_ZERO(&set);
+		CPU_SET(cpu, &set);
+	}
+	r->cpu = sched_setaffinity(0, sizeof(set), &set) == 0 ? cpu : -1;
 }
 
 static void free_dead(struct relay *r)
@@ -440,6 +442,8 @@ static void *relay_main(void *arg)
 	struct relay_conn *c;
 
 	r->now_ms = coarse_ms();
+	if (sched_getaffinity(0, sizeof(r->cpus), &r->cpus) < 0)
+		r->opts.cpu = NULL;	/* more CPUs than a set holds */
 	while (!r->stopping) {
 		int n = epoll_wait(r->epoll_fd, events, EVENTS_MAX, next_timeout_ms(r));
 
@@ -453,6 +457,8 @@ static void *relay_main(void *arg)
 		run_busy(r);
 		run_timeouts(r);
 		make_spare(r);
+		if (n > 0)
+			follow_cpu(r);
 		free_dead(r);
 		trim_when_quiet(r);
 	}

@@ -47,8 +47,8 @@ struct relay_options {		/* 0: the default */
 	/* Adds to where a connection may go, asked when nobody answered at the
 	 * address itself. On the relay's thread. NULL: nowhere else. */
 	void (*dial_more)(void *arg, struct dial *d);
-	/* The CPU the thread is to run on, -1: as before. On the relay's thread, when
-	 * connections come, once a second at most. NULL: on any. */
+	/* The CPU the thread is to run on, -1: any. On the relay's thread, every few
+	 * seconds in which it has work. NULL: on any. */
 	int (*cpu)(void *arg);
 	void *arg;
 };

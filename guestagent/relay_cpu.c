@@ -1,16 +1,17 @@
 #include "guestagent/relay_cpu.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #ifdef __x86_64__
 #include <cpuid.h>
 #endif
 
 #include "lib/base/mem.h"
-#include "lib/base/path.h"
 
 bool relay_cpu_is_emulated(void)
 {
@@ -26,8 +27,8 @@ bool relay_cpu_is_emulated(void)
 #endif
 }
 
-/* Of entries @prefix and a number the highest number; -1: none. */
-static int highest(const char *path, const char *prefix)
+/* Of entries @prefix and a number the lowest number above @floor; -1: none. */
+static int next_above(int floor, const char *path, const char *prefix)
 {
 	scoped_dir DIR *dir = opendir(path);
 	const struct dirent *e;
@@ -41,36 +42,40 @@ static int highest(const char *path, const char *prefix)
 		if (strncmp(e->d_name, prefix, strlen(prefix)) != 0)
 			continue;
 		n = strtol(number, &end, 10);
-		if (end != number && !*end && n <= INT_MAX)
-			ret = MAX(ret, (int)n);
+		if (end != number && !*end && n > floor && n <= INT_MAX && (ret < 0 || n < ret))
+			ret = (int)n;
 	}
 	return ret;
 }
 
-/* The queues' vector is the last of the device; configuration changes have the first
- * (virtio_pci_common.c, vp_find_vqs_msix()). -1: it has none. */
+/* The first vector is for configuration changes, the second for all queues or for the
+ * first of them, which brings us what the host sends (virtio_pci_common.c,
+ * vp_find_vqs_msix()). -1: the device has none. */
 static int find_irq(const char *root)
 {
 	static const char driver[] = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport";
 	scoped_free char *devices = xasprintf("%s%s", root, driver);
-	int device = highest(devices, "virtio");
+	int device = next_above(-1, devices, "virtio"), config;
 	scoped_free char *vectors = xasprintf("%s/virtio%d/../msi_irqs", devices, device);
 
-	return device < 0 ? -1 : highest(vectors, "");
+	if (device < 0)
+		return -1;
+	config = next_above(-1, vectors, "");
+	return config < 0 ? -1 : next_above(config, vectors, "");
 }
 
 int relay_cpu_find(const char *root)
 {
-	enum { LIST_MAX = 4096 };	/* "0-3,8" */
-	scoped_buf struct buf list = { 0 };
-	struct error err = ERROR_NONE;
 	int irq = find_irq(root);
 	scoped_free char *path = xasprintf("%s/proc/irq/%d/effective_affinity_list", root, irq);
-	char *end;
+	scoped_fd int fd = irq < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+	char list[64], *end;	/* "0-3,8" */
+	ssize_t n = fd < 0 ? -1 : read(fd, list, sizeof(list) - 1);
 	long cpu;
 
-	if (irq < 0 || path_read_file(path, LIST_MAX, &list, &err) < 0)
+	if (n <= 0)
 		return -1;
-	cpu = strtol(buf_str(&list), &end, 10);
-	return end != buf_str(&list) && cpu >= 0 && cpu < CPU_SETSIZE ? (int)cpu : -1;
+	list[n] = 0;
+	cpu = strtol(list, &end, 10);
+	return end != list && cpu >= 0 && cpu < CPU_SETSIZE ? (int)cpu : -1;
 }

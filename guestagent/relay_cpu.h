@@ -6,7 +6,7 @@
  * tables, which TCG forgets its translated addresses with, and the servers it talks to
  * have the other CPUs. Left to itself the scheduler of a small busy guest has relay and
  * server take turns on one CPU (select_idle_cpu() does not look for an idle one then,
- * SIS_UTIL). Measured with 2 CPUs, docs/performance.md: half as much again to the guest.
+ * SIS_UTIL). Measured with 2 CPUs: half as much again to the guest (docs/performance.md).
  *
  * With hardware virtualization none of this has been measured, and a wake-up costs
  * little: there the scheduler decides.

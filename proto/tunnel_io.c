@@ -7,10 +7,11 @@
 
 #include "lib/base/mem.h"
 
-/* Up to this many data bytes are cheaper copied behind their head than carried
- * as a slice of their own: one iovec less, no reference count. */
 enum {
+	/* Up to this many data bytes are cheaper copied behind their head than carried
+	 * as a slice of their own: one iovec less, no reference count. */
 	COPY_MAX = 1024,
+	WHOLE_MAX = 1024,	/* received in pieces, delivered in one */
 	MESSAGE_COST = 64,	/* counted for each message beside its data */
 };
 
@@ -292,7 +293,7 @@ static void deliver_stream(struct tunnel_io *io, const grpc_slice *slices)
 	const uint8_t *piece;
 	size_t len;
 
-	if (io->data.len > 0 && io->data.len <= COPY_MAX) {
+	if (io->data.len > 0 && io->data.len <= WHOLE_MAX) {
 		deliver_whole(io, slices);
 		return;
 	}

@@ -34,7 +34,8 @@ struct tunnel_io_ops {
 	/* A message arrived, in order. True: its data is to be delivered. May
 	 * pause or detach. */
 	bool (*message)(struct tunnel_io *io, const struct tunnel_head *head);
-	/* A piece of a TCP stream or one whole datagram. May pause or detach. */
+	/* A piece of a TCP stream, one whole message if that is small, or one whole
+	 * datagram. May pause or detach. */
 	void (*data)(struct tunnel_io *io, const uint8_t *data, size_t len);
 	/* No further message: the peer closed its sending side, or the call is
 	 * over. Once. */

@@ -303,9 +303,31 @@ static void calls(unsigned n, unsigned parallel)
 
 /* --- many at once ------------------------------------------------------------ */
 
+struct held {
+	int fd;
+	unsigned have;
+	char echo[8 + 1];	/* of its number in eight digits */
+};
+
+/* Its echo: 1 right, -1 wrong or none, 0 not all here yet. */
+static int hear(struct held *h, unsigned number)
+{
+	ssize_t len = recv(h->fd, h->echo + h->have, 8 - h->have, MSG_DONTWAIT);
+	char want[32];
+
+	if (len <= 0)
+		return len < 0 && errno == EAGAIN ? 0 : -1;
+	h->have += (unsigned)len;
+	if (h->have < 8)
+		return 0;
+	snprintf(want, sizeof(want), "%08u", number);
+	return strcmp(h->echo, want) ? -1 : 1;
+}
+
 static void hold(unsigned n)
 {
-	int *fds = calloc(n, sizeof(*fds)), ep = epoll_create1(EPOLL_CLOEXEC);
+	struct held *all = calloc(n, sizeof(*all));
+	int ep = epoll_create1(EPOLL_CLOEXEC);
 	uint64_t began = now_us(), end = began + (uint64_t)DEADLINE_MS * 5000;
 	unsigned sent = 0, ok = 0, failed = 0;
 	struct rlimit r = { .rlim_cur = n + 64, .rlim_max = n + 64 };
@@ -322,28 +344,24 @@ static void hold(unsigned n)
 			char line[32];
 			int len = snprintf(line, sizeof(line), "%08u", sent);
 
-			fds[sent] = dial(0, true);
-			if (fds[sent] < 0 || write(fds[sent], line, (size_t)len) != len) {
+			all[sent].fd = dial(0, true);
+			if (all[sent].fd < 0 || write(all[sent].fd, line, (size_t)len) != len) {
 				failed++;
 				continue;
 			}
-			epoll_ctl(ep, EPOLL_CTL_ADD, fds[sent], &ev);
+			epoll_ctl(ep, EPOLL_CTL_ADD, all[sent].fd, &ev);
 		}
 		int got = epoll_wait(ep, evs, 256, 1000);
 
 		for (int i = 0; i < got; i++) {
 			unsigned who = evs[i].data.u32;
-			char line[32] = "", want[32];
-			ssize_t len = recv(fds[who], line, 8, MSG_DONTWAIT | MSG_PEEK);
+			int rc = hear(&all[who], who);
 
-			if ((len < 0 && errno == EAGAIN) || (len > 0 && len < 8))
+			if (rc == 0)
 				continue;
-			snprintf(want, sizeof(want), "%08u", who);
-			if (len == 8 && !strcmp(line, want))
-				ok++;
-			else
-				failed++;
-			epoll_ctl(ep, EPOLL_CTL_DEL, fds[who], NULL);
+			ok += rc > 0;
+			failed += rc < 0;
+			epoll_ctl(ep, EPOLL_CTL_DEL, all[who].fd, NULL);
 		}
 	}
 	printf("{\"ok\": %u, \"failed\": %u, \"seconds\": %.2f}\n", ok, n - ok,

@@ -82,6 +82,18 @@ print(next(r["lane"] for r in rows if r["guestAddr"].endswith(":" + sys.argv[1])
 	[[ $(lane_of 20322) == ssh ]]
 }
 
+@test "under emulation the relay runs where the vsock's interrupts are" {
+	in_guest sudo sh -c '
+		grep -q "QEMU TCG" /proc/cpuinfo || exit 0
+		for task in /proc/[0-9]*/task/*; do
+			[ "$(cat "$task/comm")" = relay ] || continue
+			relay=$(sed -n "s/^Cpus_allowed_list:[[:space:]]*//p" "$task/status")
+		done
+		set -- $(ls /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio*/../msi_irqs | sort -n)
+		vsock=$(cat "/proc/irq/$2/effective_affinity_list")
+		[ "$relay" = "$vsock" ] || { echo "relay on $relay, vsock on $vsock" >&2; exit 1; }'
+}
+
 @test "vsock: half-closes, resets, slow readers, silence" { streams tcp 20320; }
 @test "gRPC: half-closes, resets, slow readers, silence" {
 	streams tcp 20321

@@ -311,7 +311,8 @@ static void test_tunnel_8192_then_refused(void **state)
 static void *pump(void *arg)
 {
 	const int *fds = arg;
-	struct pollfd p[2] = { { .fd = fds[0], .events = POLLIN }, { .fd = fds[1], .events = POLLIN } };
+	struct pollfd p[2] = { { .fd = fds[0], .events = POLLIN },
+			       { .fd = fds[1], .events = POLLIN } };
 	bool end = false;
 
 	while (!end && poll(p, 2, -1) > 0) {
@@ -323,7 +324,7 @@ static void *pump(void *arg)
 			end = read(fds[i], &byte, 1) <= 0;
 			while (!end && send(fds[1 - i], &byte, 1, MSG_NOSIGNAL) < 0) {
 				end = errno != EAGAIN;
-				poll(&(struct pollfd){ .fd = fds[1 - i], .events = POLLOUT }, 1, -1);
+				poll(&(struct pollfd){ fds[1 - i], POLLOUT, 0 }, 1, -1);
 			}
 		}
 	}
@@ -335,8 +336,10 @@ static void *pump(void *arg)
 static void test_tunnel_small_messages_stay_whole(void **state)
 {
 	enum { MESSAGES = 64, LEN = 600 };
-	struct app a = { .to_send = MESSAGES * LEN, .chunk = LEN, .check = true, .eof_when_sent = true };
-	int near[2], far[2], between[2];
+	struct app a = { .to_send = MESSAGES * LEN, .chunk = LEN, .check = true,
+			 .eof_when_sent = true };
+	static int between[2];	/* the thread's, also after a failure here */
+	int near[2], far[2];
 	struct world w;
 	pthread_t thread;
 

@@ -64,27 +64,29 @@ static int tear_down(void **state)
 	return 0;
 }
 
-static void test_cpu_of_the_last_vector(void **state)
+static void test_relay_cpu_is_that_of_the_queues_vector(void **state)
 {
-	make_irq(9, "1\n");
-	make_irq(10, "3\n");
-	assert_int_equal(relay_cpu_find(root), 3);
-	make_irq(100, "12-13\n");
+	make_irq(9, "1\n");	/* configuration changes */
+	assert_int_equal(relay_cpu_find(root), -1);
+	make_irq(10, "12-13\n");
+	assert_int_equal(relay_cpu_find(root), 12);
+	make_irq(100, "3\n");	/* a vector for each queue: the first one's */
 	assert_int_equal(relay_cpu_find(root), 12);
 }
 
-static void test_no_cpu_without_a_device_or_a_vector(void **state)
+static void test_relay_cpu_without_a_device(void **state)
 {
 	assert_int_equal(relay_cpu_find(root), -1);
 	assert_int_equal(relay_cpu_find("/nonexistent"), -1);
 }
 
-static void test_no_cpu_where_it_is_not_told(void **state)
+static void test_relay_cpu_not_told(void **state)
 {
 	static const char *const lists[] = { "", "\n", "none\n", "-1\n", "99999999\n" };
 
+	make_irq(9, "0\n");
 	for (size_t i = 0; i < ARRAY_SIZE(lists); i++) {
-		make_irq(9, lists[i]);
+		make_irq(10, lists[i]);
 		assert_int_equal(relay_cpu_find(root), -1);
 	}
 }
@@ -118,34 +120,40 @@ static bool runs_only_on(int tid, int cpu)
 	       CPU_ISSET(cpu, &set);
 }
 
-static void test_thread_goes_where_the_interrupts_are(void **state)
+static void test_relay_cpu_takes_the_thread(void **state)
 {
 	const struct relay_options opts = { .cpu = tell_cpu };
 	struct error err = ERROR_NONE;
 	struct sockaddr_un addr;
 	struct relay *r;
+	cpu_set_t ours;
 	int fd;
 
-	wanted = sched_getcpu();	/* one that we may have, whatever the machine */
+	wanted = 0;	/* the last that we may have, whatever the machine */
+	assert_int_equal(sched_getaffinity(0, sizeof(ours), &ours), 0);
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+		if (CPU_ISSET(cpu, &ours))
+			wanted = cpu;
 	assert_int_equal(relay_new(&opts, &r, &err), 0);
 	relay_listen(r, listen_at(&addr));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	assert_int_equal(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
 	wait_until(thread != 0 && runs_only_on(thread, wanted));
 	assert_int_not_equal(thread, gettid());
+	assert_int_equal(sched_getaffinity(0, sizeof(ours), &ours), 0);
+	assert_true(CPU_COUNT(&ours) > 1 || runs_only_on((int)gettid(), wanted));
 	close(fd);
 	relay_stop(r);
 }
 
 int main(void)
 {
+#define IN_A_TREE(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_cpu_of_the_last_vector, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_no_cpu_without_a_device_or_a_vector, set_up,
-						tear_down),
-		cmocka_unit_test_setup_teardown(test_no_cpu_where_it_is_not_told, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_thread_goes_where_the_interrupts_are, set_up,
-						tear_down),
+		IN_A_TREE(test_relay_cpu_is_that_of_the_queues_vector),
+		IN_A_TREE(test_relay_cpu_without_a_device),
+		IN_A_TREE(test_relay_cpu_not_told),
+		IN_A_TREE(test_relay_cpu_takes_the_thread),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
