@@ -123,8 +123,8 @@ int disk_inspect(const char *path, struct disk_info *ret, struct error *err)
 }
 
 /* "driver=qcow2,file.driver=file,file.filename=PATH", commas doubled as QEMU's
- * option syntax wants; caller frees. */
-static char *image_opts(const char *format, const char *path)
+ * option syntax wants. */
+char *disk_image_opts(const char *format, const char *path)
 {
 	struct buf b = { 0 };
 
@@ -134,7 +134,7 @@ static char *image_opts(const char *format, const char *path)
 	return buf_steal_str(&b);
 }
 
-static int run_qemu_img(const char *const *argv, struct child_result *ret, struct error *err)
+int disk_run_qemu_img(const char *const *argv, struct child_result *ret, struct error *err)
 {
 	const struct child_spec spec = { .argv = argv, .max_output_bytes = 1 << 20 };
 	int rc = child_run_ok(&spec, ret, err);
@@ -149,13 +149,13 @@ static int run_qemu_img(const char *const *argv, struct child_result *ret, struc
 static int check_by_qemu_img(const char *path, const struct disk_info *info, struct error *err)
 {
 	scoped_child_result struct child_result res = { 0 };
-	scoped_free char *opts = image_opts(info->format, path);
+	scoped_free char *opts = disk_image_opts(info->format, path);
 	const char *const argv[] = { "qemu-img", "info", "--output=json", "-U", "--image-opts",
 				     opts,       NULL };
 	json_t *root, *size;
 	bool outside;
 
-	if (run_qemu_img(argv, &res, err) < 0)
+	if (disk_run_qemu_img(argv, &res, err) < 0)
 		return err->code;
 	root = json_loadb((const char *)res.out.data, res.out.len, 0, NULL);
 	size = json_object_get(root, "virtual-size");
@@ -171,7 +171,7 @@ static int check_by_qemu_img(const char *path, const struct disk_info *info, str
 	return 0;
 }
 
-static int refuse_outside(const char *path, struct error *err)
+int disk_refuse_outside(const char *path, struct error *err)
 {
 	return error_set(err, -EPERM,
 			 "%s: refused: the image names another file of this machine (backing or "
@@ -186,7 +186,7 @@ int disk_check_untrusted(const char *path, struct disk_info *ret, struct error *
 	if (disk_inspect(path, &info, err) < 0)
 		return err->code;
 	if (info.has_backing)
-		return refuse_outside(path, err);
+		return disk_refuse_outside(path, err);
 	if (!streq(info.format, "qcow2") && !streq(info.format, "raw"))
 		return error_set(err, -EINVAL,
 				 "%s: format %s is not supported; convert it: qemu-img convert -O "
@@ -224,7 +224,7 @@ int disk_create(const char *path, uint64_t bytes, struct error *err)
 	scoped_free char *name = xasprintf("file:%s", path);
 	const char *const argv[] = { "qemu-img", "create", "-q", "-f", "qcow2", name, size, NULL };
 
-	if (run_qemu_img(argv, &res, err) < 0)
+	if (disk_run_qemu_img(argv, &res, err) < 0)
 		return err->code;
 	return chmod(path, 0600) < 0 ? error_sys(err, -errno, "chmod %s", path) : 0;
 }
@@ -240,7 +240,7 @@ int disk_grow(const char *path, uint64_t bytes, struct error *err)
 		return err->code;
 	/* a guest can write such a header into its raw disk */
 	if (info.has_backing)
-		return refuse_outside(path, err);
+		return disk_refuse_outside(path, err);
 	if (info.virtual_bytes == bytes)
 		return 0;
 	if (info.virtual_bytes > bytes)
@@ -249,9 +249,9 @@ int disk_grow(const char *path, uint64_t bytes, struct error *err)
 				 "`disk` to at least what it has",
 				 path, (double)info.virtual_bytes / (1 << 30),
 				 (double)bytes / (1 << 30));
-	opts = image_opts(info.format, path);
+	opts = disk_image_opts(info.format, path);
 	const char *const argv[] = { "qemu-img", "resize", "-q", "--image-opts", opts, size, NULL };
-	if (run_qemu_img(argv, &res, err) < 0)
+	if (disk_run_qemu_img(argv, &res, err) < 0)
 		return error_wrap(err, "grow %s to %.2f GiB", path, (double)bytes / (1 << 30));
 	return 0;
 }

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lib/base/child.h"
 #include "lib/base/error.h"
 
 struct disk_info {
@@ -34,3 +35,11 @@ bool disk_is_iso(const char *path);
 int disk_create(const char *path, uint64_t bytes, struct error *err);
 /* Grows INSTDIR/disk to @bytes; smaller than now is -EINVAL ("shrink"). */
 int disk_grow(const char *path, uint64_t bytes, struct error *err);
+
+/* How QEMU's programs are told of @path (--image-opts), so that nothing is guessed;
+ * caller frees. */
+char *disk_image_opts(const char *format, const char *path);
+/* qemu-img to its end; one that is not there is told with the package's name. */
+int disk_run_qemu_img(const char *const *argv, struct child_result *ret, struct error *err);
+/* The image at @path names another file of the host as part of itself: says so. */
+int disk_refuse_outside(const char *path, struct error *err);

@@ -6,6 +6,7 @@ target_compile_definitions(download_test PRIVATE LIMA_TEST_MOCK="${PROJECT_SOURC
 lima_unit(decompress lima_store PkgConfig::ARCHIVE)
 lima_unit(iso lima_store PkgConfig::ARCHIVE)
 lima_unit(disk lima_store)
+lima_unit(snapshot lima_store)
 lima_unit(image lima_store)
 lima_unit(instance lima_store)
 lima_unit(prune lima_store)
