@@ -18,6 +18,7 @@
 #include "lib/base/loop.h"
 #include "lib/base/strv.h"
 #include "lib/config/config.h"
+#include "lib/store/snapshot.h"
 
 enum {	/* struct driver_ops.features; names as in reference/drivers-mcp.md §1 */
 	DRIVER_CAN_RUN_GUI		= 1 << 0,
@@ -28,6 +29,7 @@ enum {	/* struct driver_ops.features; names as in reference/drivers-mcp.md §1 *
 	DRIVER_CAN_ADOPT		= 1 << 5,	/* adopt() finds a running VM */
 	DRIVER_VSOCK			= 1 << 6,	/* the host agent can be its vsock device:
 						 * spec.vsock, the three ops */
+	DRIVER_SNAPSHOTS		= 1 << 7,	/* of a machine that runs: the two ops */
 };
 
 struct driver;			/* opaque, per VM */
@@ -61,6 +63,10 @@ struct driver_callbacks {
 };
 
 typedef void (*driver_done_fn)(void *arg, const struct error *err);	/* err->code 0: done */
+
+/* @list: borrowed, empty on failure. */
+typedef void (*driver_snapshots_fn)(void *arg, const struct snapshot_list *list,
+				    const struct error *err);
 
 struct driver_info {		/* for the step line: "kvm, q35, pid 41231" */
 	char accel[8];
@@ -104,6 +110,14 @@ struct driver_ops {
 	/* DRIVER_VSOCK, while it runs: its own network takes what comes to
 	 * spec->ssh_port to the guest's 22, or no longer does. */
 	void (*ssh_forward)(struct driver *d, bool on, driver_done_fn done, void *arg);
+	/* DRIVER_SNAPSHOTS, while it runs, one of them at a time. What may be asked for is
+	 * the caller's to see to (snapshot_check_change()), and that the vsock device is
+	 * out for create and apply. The guest stands still meanwhile; of an "apply" that
+	 * is done it is as it was then, and its clock, its ssh connections and its agent's
+	 * link are of that time. */
+	void (*snapshots)(struct driver *d, driver_snapshots_fn listed, void *arg);
+	void (*snapshot)(struct driver *d, enum snapshot_change change, const char *tag,
+			 driver_done_fn done, void *arg);
 	/* Asks the guest to power off, then quits, then kills; each with its
 	 * wait (qemu/stop.h). @force starts at quit, also when a patient stop is
 	 * under way already: both callbacks run. DRIVER_EXITED comes before them;

@@ -165,13 +165,13 @@ static void add_disk(const struct qemu_args_input *in, struct strv *v)
 	 * detect-zeroes=unmap: blocks of zeroes take no room; the scan is cheap
 	 * next to the write. The format is never guessed, see media.h. */
 	addf(v, "-blockdev", "driver=file,node-name=disk-file,filename=%s,discard=unmap", path);
-	addf(v, "-blockdev", "driver=%s,node-name=disk,file=disk-file,discard=unmap,"
+	addf(v, "-blockdev", "driver=%s,node-name=" QEMU_DISK_NODE ",file=disk-file,discard=unmap,"
 	     "detect-zeroes=unmap", in->disk_format);
 	/* its own thread for requests: the main loop is then free for the NIC and
 	 * the agent's port while the disk is busy. Boot time is the same with and
 	 * without it. */
 	add(v, "-object", "iothread,id=disk-io");
-	addf(v, "-device", "virtio-blk-pci,drive=disk,iothread=disk-io,bootindex=%d",
+	addf(v, "-device", "virtio-blk-pci,drive=" QEMU_DISK_NODE ",iothread=disk-io,bootindex=%d",
 	     in->iso ? 2 : 1);
 }
 

@@ -37,6 +37,8 @@ enum { QEMU_FD_QMP = 3, QEMU_FD_AGENT = 4, QEMU_FD_SERIAL = 5 };
 #define QEMU_VSOCK_DEVICE  "vsock"
 #define QEMU_VSOCK_PORT	   "vsock-port"
 #define QEMU_VSOCK_CHARDEV "vsock"
+/* The qcow2 (or raw) layer of the instance's disk. */
+#define QEMU_DISK_NODE	   "disk"
 #define QEMU_NETDEV	   "net0"
 
 struct qemu_args_input {

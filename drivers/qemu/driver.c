@@ -111,6 +111,7 @@ static void drop_qmp(struct qemu_vm *vm)
 	struct qmp *q = steal_ptr(&vm->qmp);
 
 	vm_changes_lost(vm);
+	vm_snapshot_lost(vm);
 	if (q)
 		qmp_close(q);
 }
@@ -696,6 +697,7 @@ static void qemu_close(struct driver *d)
 	if (vm->stop)
 		stop_free(steal_ptr(&vm->stop));
 	vm_changes_cancel(vm);
+	vm_snapshot_cancel(vm);
 	drop_qmp(vm);
 	if (vm->process)
 		process_close(steal_ptr(&vm->process));
@@ -737,7 +739,7 @@ void qemu_driver_set_unplug_wait(struct driver *d, unsigned ms)
 
 const struct driver_ops qemu_driver_ops = {
 	.name = "qemu",
-	.features = DRIVER_CAN_ADOPT | DRIVER_VSOCK,
+	.features = DRIVER_CAN_ADOPT | DRIVER_VSOCK | DRIVER_SNAPSHOTS,
 	.validate = qemu_validate,
 	.open = qemu_open,
 	.start = qemu_start,
@@ -747,6 +749,8 @@ const struct driver_ops qemu_driver_ops = {
 	.vsock_plug = vm_vsock_plug,
 	.vsock_unplug = vm_vsock_unplug,
 	.ssh_forward = vm_ssh_forward,
+	.snapshots = vm_snapshots,
+	.snapshot = vm_snapshot,
 	.stop = qemu_stop,
 	.close = qemu_close,
 };

@@ -141,6 +141,7 @@ void vm_qmp_event(void *arg, const char *name, json_t *data)
 
 	log_debug("driver: QMP event `%s`", name);
 	vm_changes_event(vm, name, data);
+	vm_snapshot_event(vm, name, data);
 	for (size_t i = 0; i < ARRAY_SIZE(qmp_events); i++)
 		if (streq(qmp_events[i].name, name)) {
 			qmp_events[i].fn(vm, data);

@@ -3,6 +3,7 @@
  *	driver		life: start, adopt, stop
  *	driver_events	what QEMU tells by itself
  *	driver_changes	what is plugged in and out while it runs
+ *	driver_snapshots	its states, taken and gone back to
  */
 #pragma once
 
@@ -12,6 +13,7 @@
 #include "drivers/qemu/driver.h"
 #include "drivers/qemu/process.h"
 #include "drivers/qemu/qmp.h"
+#include "drivers/qemu/snapshot.h"
 #include "drivers/qemu/stop.h"
 #include "drivers/qemu/version.h"
 #include "lib/base/child.h"
@@ -74,6 +76,12 @@ struct qemu_vm {		/* owner: the host agent. refs: own handles */
 		driver_done_fn done;
 		void *arg;
 	} changes[VM_CHANGES];
+	struct {
+		struct qemu_snapshot *under_way;	/* NULL: none */
+		driver_snapshots_fn listed;	/* one of the two */
+		driver_done_fn done;
+		void *arg;
+	} snapshot;
 };
 
 /* --- driver.c ------------------------------------------------------------ */
@@ -94,3 +102,11 @@ void vm_ssh_forward(struct driver *d, bool on, driver_done_fn done, void *arg);
 void vm_changes_event(struct qemu_vm *vm, const char *name, json_t *data);
 void vm_changes_lost(struct qemu_vm *vm);	/* no QMP any more */
 void vm_changes_cancel(struct qemu_vm *vm);	/* tells them so and forgets them */
+
+/* --- driver_snapshots.c --------------------------------------------------- */
+void vm_snapshots(struct driver *d, driver_snapshots_fn listed, void *arg);
+void vm_snapshot(struct driver *d, enum snapshot_change change, const char *tag,
+		 driver_done_fn done, void *arg);
+void vm_snapshot_event(struct qemu_vm *vm, const char *name, json_t *data);
+void vm_snapshot_lost(struct qemu_vm *vm);	/* no QMP any more */
+void vm_snapshot_cancel(struct qemu_vm *vm);	/* tells it so and forgets it */

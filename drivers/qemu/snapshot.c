@@ -1,0 +1,393 @@
+#include "drivers/qemu/snapshot.h"
+
+#include <errno.h>
+
+#include "drivers/qemu/args.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum { CALL_MS = 10 * 1000 };
+
+/* One at a time, so one name is enough. */
+#define JOB_ID "lima-snapshot"
+
+struct qemu_snapshot {		/* refs: the timer's handle and calls in flight */
+	struct qemu_snapshot_options o;
+	bool listing;
+	enum snapshot_change change;
+	char *tag;
+	uv_timer_t timer;	/* the first turn, the job's deadline, the end */
+	void (*next)(struct qemu_snapshot *s);
+	void (*replied)(struct qemu_snapshot *s, json_t *ret, const struct error *err);
+	unsigned refs;
+	bool freed, ended;
+	bool job_begun;		/* its command was answered */
+	bool concluded;
+	struct snapshot_list list;
+	struct error err;
+};
+
+/* --- turns and calls ------------------------------------------------------------ */
+
+static void unref(struct qemu_snapshot *s)
+{
+	if (--s->refs > 0)
+		return;
+	snapshot_list_done(&s->list);
+	free(s->tag);
+	free(s);
+}
+
+static void on_closed(uv_handle_t *h)
+{
+	unref(h->data);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+	struct qemu_snapshot *s = timer->data;
+
+	if (!s->freed)
+		s->next(s);
+}
+
+static void later(struct qemu_snapshot *s, unsigned ms, void (*fn)(struct qemu_snapshot *s))
+{
+	s->next = fn;
+	uv_timer_start(&s->timer, on_timer, ms, 0);
+}
+
+static void tell(struct qemu_snapshot *s)
+{
+	if (s->listing)
+		s->o.listed(s->o.arg, &s->list, &s->err);
+	else
+		s->o.done(s->o.arg, &s->err);
+}
+
+/* At the next turn, so that nobody is freed under our feet. */
+static void end(struct qemu_snapshot *s, const struct error *err)
+{
+	if (s->ended)
+		return;
+	s->ended = true;
+	if (err)
+		s->err = *err;
+	later(s, 0, tell);
+}
+
+static void on_reply(void *arg, json_t *ret, const struct error *err)
+{
+	struct qemu_snapshot *s = arg;
+
+	if (!s->freed && !s->ended)
+		s->replied(s, ret, err);
+	unref(s);
+}
+
+static void call(struct qemu_snapshot *s, const char *command, json_t *args, unsigned ms,
+		 void (*replied)(struct qemu_snapshot *s, json_t *ret, const struct error *err))
+{
+	s->replied = replied;
+	s->refs++;
+	qmp_call(s->o.qmp, command, args, ms, on_reply, s);
+}
+
+/* --- which there are --------------------------------------------------------------- */
+
+static void on_nodes(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	struct error none = ERROR_NONE;
+	const json_t *node;
+	size_t i;
+
+	if (err->code) {
+		end(s, err);
+		return;
+	}
+	json_array_foreach(ret, i, node) {
+		const char *name = json_string_value(json_object_get(node, "node-name"));
+		const char *format = json_string_value(json_object_get(node, "drv"));
+
+		if (!name || !streq(name, QEMU_DISK_NODE))
+			continue;
+		if (!format || !streq(format, "qcow2"))
+			break;
+		snapshot_list_parse(&s->list, json_object_get(json_object_get(node, "image"),
+							      "snapshots"));
+		end(s, NULL);
+		return;
+	}
+	error_set(&none, -ENOTSUP, "the disk of this machine cannot hold snapshots, only qcow2 can");
+	end(s, &none);
+}
+
+static void begin_list(struct qemu_snapshot *s)
+{
+	/* flat: without the files behind files, which we do not have */
+	call(s, "query-named-block-nodes", json_pack("{s:b}", "flat", 1), CALL_MS, on_nodes);
+}
+
+/* --- after a load that failed -------------------------------------------------------- */
+
+static void on_going_on(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	if (err->code) {
+		log_warn("driver: %s", err->msg);
+		error_append(&s->err, "; the guest stands still, end it with: limactl stop --force");
+	}
+	end(s, &s->err);
+}
+
+static void on_was_reset(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	if (err->code)
+		log_warn("driver: %s", err->msg);
+	call(s, "cont", NULL, CALL_MS, on_going_on);
+}
+
+/* QEMU migration/savevm.c, load_snapshot(): what it says before it touches the disk. */
+static bool nothing_was_changed(const char *text)
+{
+	static const char *const before[] = {
+		"does not exist", "does not have", "does not support snapshots", "disk-only",
+		"No block device", "not found", "is not a", "Not enough", "blocked",
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(before); i++)
+		if (strstr(text, before[i]))
+			return true;
+	return false;
+}
+
+static void on_status_after_load(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	const char *status = json_string_value(json_object_get(ret, "status"));
+
+	if (err->code || !status || !streq(status, "restore-vm")) {
+		end(s, &s->err);
+	} else if (nothing_was_changed(s->err.msg)) {
+		call(s, "cont", NULL, CALL_MS, on_going_on);
+	} else {
+		error_append(&s->err, "; the disk is of the snapshot, the memory could not be set back "
+			     "(another QEMU, other CPUs or other memory than then): the guest boots "
+			     "from that disk");
+		call(s, "system_reset", NULL, CALL_MS, on_was_reset);
+	}
+}
+
+/* --- the job ---------------------------------------------------------------------- */
+
+static const json_t *our_job(const json_t *jobs)
+{
+	const json_t *job;
+	size_t i;
+
+	json_array_foreach(jobs, i, job) {
+		const char *id = json_string_value(json_object_get(job, "id"));
+
+		if (id && streq(id, JOB_ID))
+			return job;
+	}
+	return NULL;
+}
+
+static bool is_concluded(const json_t *job)
+{
+	const char *status = json_string_value(json_object_get(job, "status"));
+
+	return status && streq(status, "concluded");
+}
+
+/* What is not dismissed now is by the next change. */
+static void on_dismissed(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	if (err->code)
+		log_debug("driver: %s", err->msg);
+	if (s->err.code && s->change == SNAPSHOT_APPLY)
+		call(s, "query-status", NULL, CALL_MS, on_status_after_load);
+	else
+		end(s, &s->err);
+}
+
+static void dismiss(struct qemu_snapshot *s,
+		    void (*replied)(struct qemu_snapshot *s, json_t *ret, const struct error *err))
+{
+	call(s, "job-dismiss", json_pack("{s:s}", "id", JOB_ID), CALL_MS, replied);
+}
+
+static void on_result(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	const json_t *job = our_job(ret);
+	const char *text = json_string_value(json_object_get(job, "error"));
+	struct error failed = *err;
+
+	if (!failed.code && !job)
+		error_set(&failed, -EPROTO, "QEMU has forgotten the job and how it went");
+	if (failed.code) {
+		end(s, &failed);
+		return;
+	}
+	if (text) {
+		scoped_free char *shown = log_escape(text, 400);
+
+		error_set(&s->err, -EREMOTEIO, "QEMU: %s", shown);
+	}
+	dismiss(s, on_dismissed);
+}
+
+static void job_is_over(struct qemu_snapshot *s)
+{
+	uv_timer_stop(&s->timer);
+	call(s, "query-jobs", NULL, CALL_MS, on_result);
+}
+
+static void on_deadline(struct qemu_snapshot *s)
+{
+	struct error err = ERROR_NONE;
+
+	error_set(&err, -ETIMEDOUT, "QEMU was not done in %u s and goes on; the guest stands still "
+		  "until then", s->o.job_ms / 1000);
+	end(s, &err);
+}
+
+void qemu_snapshot_event(struct qemu_snapshot *s, const char *name, json_t *data)
+{
+	const char *id = json_string_value(json_object_get(data, "id"));
+
+	if (s->listing || s->ended || !streq(name, "JOB_STATUS_CHANGE") || !id ||
+	    !streq(id, JOB_ID) || !is_concluded(data) || s->concluded)
+		return;
+	s->concluded = true;
+	if (s->job_begun)	/* else the reply is next */
+		job_is_over(s);
+}
+
+static void on_job_begun(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	if (err->code) {
+		end(s, err);
+		return;
+	}
+	s->job_begun = true;
+	if (s->concluded)
+		job_is_over(s);
+}
+
+static void begin_job(struct qemu_snapshot *s)
+{
+	static const char *const commands[] = {
+		[SNAPSHOT_CREATE] = "snapshot-save",
+		[SNAPSHOT_APPLY] = "snapshot-load",
+		[SNAPSHOT_DELETE] = "snapshot-delete",
+	};
+	json_t *args = json_pack("{s:s, s:s, s:[s]}", "job-id", JOB_ID, "tag", s->tag, "devices",
+				 QEMU_DISK_NODE);
+
+	if (s->change != SNAPSHOT_DELETE)
+		json_object_set_new(args, "vmstate", json_string(QEMU_DISK_NODE));
+	s->concluded = false;	/* of this job nothing came yet */
+	later(s, s->o.job_ms, on_deadline);
+	/* longer than the deadline, which says it better */
+	call(s, commands[s->change], args, s->o.job_ms + CALL_MS, on_job_begun);
+}
+
+static void on_stale_dismissed(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	if (err->code)
+		end(s, err);
+	else
+		begin_job(s);
+}
+
+static void on_jobs(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+{
+	const json_t *job = our_job(ret);
+	struct error busy = ERROR_NONE;
+
+	if (err->code && strstr(err->msg, "not been found"))
+		error_set(&busy, -ENOTSUP, "this QEMU is older than 6.0 and cannot take snapshots of a "
+			  "running machine; stop it first");
+	else if (err->code)
+		busy = *err;
+	else if (job && !is_concluded(job))
+		error_set(&busy, -EBUSY, "QEMU is still busy with an earlier one; try again later");
+	if (busy.code)
+		end(s, &busy);
+	else if (job)
+		dismiss(s, on_stale_dismissed);
+	else
+		begin_job(s);
+}
+
+static void begin_change(struct qemu_snapshot *s)
+{
+	call(s, "query-jobs", NULL, CALL_MS, on_jobs);
+}
+
+/* --- life --------------------------------------------------------------------------- */
+
+static void begin(struct qemu_snapshot *s)
+{
+	if (!s->o.qmp)
+		qemu_snapshot_qmp_lost(s);
+	else if (s->listing)
+		begin_list(s);
+	else
+		begin_change(s);
+}
+
+static struct qemu_snapshot *new(const struct qemu_snapshot_options *o)
+{
+	struct qemu_snapshot *s = xnew(struct qemu_snapshot);
+
+	s->o = *o;
+	uv_timer_init(&o->loop->uv, &s->timer);
+	s->timer.data = s;
+	s->refs = 1;
+	later(s, 0, begin);
+	return s;
+}
+
+struct qemu_snapshot *qemu_snapshot_list(const struct qemu_snapshot_options *o)
+{
+	struct qemu_snapshot *s = new(o);
+
+	s->listing = true;
+	return s;
+}
+
+struct qemu_snapshot *qemu_snapshot_change(const struct qemu_snapshot_options *o,
+					   enum snapshot_change change, const char *tag)
+{
+	struct qemu_snapshot *s = new(o);
+
+	s->change = change;
+	s->tag = xstrdup(tag);
+	return s;
+}
+
+void qemu_snapshot_qmp_lost(struct qemu_snapshot *s)
+{
+	struct error err = ERROR_NONE;
+
+	error_set(&err, -ECONNRESET, "the control channel to QEMU is lost%s",
+		  s->job_begun || s->concluded ? "; `limactl snapshot list` shows what came of it" : "");
+	end(s, &err);
+}
+
+void qemu_snapshot_cancel(struct qemu_snapshot *s)
+{
+	s->ended = true;
+	s->err = ERROR_NONE;
+	error_set(&s->err, -ECANCELED, "driver closed");
+	tell(s);
+}
+
+void qemu_snapshot_free(struct qemu_snapshot *s)
+{
+	if (!s || s->freed)
+		return;
+	s->freed = true;
+	uv_close((uv_handle_t *)&s->timer, on_closed);
+}
