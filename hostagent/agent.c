@@ -223,6 +223,9 @@ static int serve(struct agent *a, struct error *err)
 		  .del = agent_delete_ports },
 		{ .path = "/v1/ports/events", .stream = &agent_port_stream },
 		{ .path = "/v1/rules", .get = agent_get_rules },
+		{ .path = "/v1/snapshots", .tasks = { agent_get_snapshots, agent_create_snapshot,
+						      agent_delete_snapshot } },
+		{ .path = "/v1/snapshots/apply", .tasks = { .post = agent_apply_snapshot } },
 		{ .path = "/v1/events" },
 	};
 	struct control_options opts = {

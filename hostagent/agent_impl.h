@@ -40,6 +40,8 @@ struct agent {
 
 	struct agent_vsock *vsock;	/* NULL: there is none */
 
+	struct agent_snapshot *snapshot;	/* one under way; NULL: none */
+
 	/* agent_machine */
 	const struct driver_ops *driver_ops;
 	struct driver_spec driver_spec;
@@ -141,7 +143,20 @@ void agent_vsock_forward_is_made(struct agent *a);
 void agent_vsock_link_is_ready(struct agent *a);
 void agent_vsock_link_changed(struct agent *a);
 void agent_vsock_driver_event(struct agent *a, enum driver_event event);
+/* For as long as a snapshot takes: the device out and in again; nothing where there is
+ * none. A failed "out" needs no "in". Neither is done before it returned. */
+void agent_vsock_take_out(struct agent *a, driver_done_fn done, void *arg);
+void agent_vsock_put_in(struct agent *a, driver_done_fn done, void *arg);
 json_t *agent_vsock_info(const struct agent *a);	/* NULL: there is none */
+
+/* --- agent_snapshot.c ----------------------------------------------------- */
+/* For control_path; arg: the agent. */
+void agent_get_snapshots(void *arg, const json_t *body, struct control_reply *reply);
+void agent_create_snapshot(void *arg, const json_t *body, struct control_reply *reply);
+void agent_apply_snapshot(void *arg, const json_t *body, struct control_reply *reply);
+void agent_delete_snapshot(void *arg, const json_t *body, struct control_reply *reply);
+void agent_snapshot_link_is_ready(struct agent *a);
+void agent_snapshot_link_ends(struct agent *a);	/* the link's undo begins */
 
 /* --- agent_guest.c ------------------------------------------------------- */
 void agent_guest_init(struct agent *a);

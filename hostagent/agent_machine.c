@@ -367,6 +367,7 @@ static void on_link_ready(void *arg)
 			 i->way);
 	a->link_was_up = true;
 	agent_vsock_link_is_ready(a);
+	agent_snapshot_link_is_ready(a);
 	agent_guest_changed(a);
 }
 
@@ -417,5 +418,6 @@ void agent_link_undo(void *ctx, struct steps *s)
 {
 	struct agent *a = ctx;
 
+	agent_snapshot_link_ends(a);
 	guest_link_close(steal_ptr(&a->link), on_link_closed, a);
 }

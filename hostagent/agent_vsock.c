@@ -44,6 +44,9 @@ struct agent_vsock {		/* refs: handles, device, lane, ssh, a change under way */
 	uv_timer_t replug;
 	unsigned replug_ms;
 	bool changing, was_up, impossible;
+	bool held_out;			/* by a snapshot; it is a change under way */
+	driver_done_fn held_done;
+	void *held_arg;
 
 	/* ssh.overVsock; NULL: not wanted */
 	struct ssh_vsock *ssh;
@@ -212,7 +215,7 @@ static bool has_way_to_sshd(const struct agent_vsock *v)
 
 static void judge_ssh(struct agent_vsock *v)
 {
-	if (!v->ssh || v->ssh_moving || !driver_runs(v))
+	if (!v->ssh || v->ssh_moving || v->held_out || !driver_runs(v))
 		return;
 	if (has_way_to_sshd(v)) {
 		uv_timer_stop(&v->patience);
@@ -229,7 +232,7 @@ static void on_patience(uv_timer_t *t)
 {
 	struct agent_vsock *v = t->data;
 
-	if (v->ssh_moving || !driver_runs(v) || has_way_to_sshd(v))
+	if (v->ssh_moving || v->held_out || !driver_runs(v) || has_way_to_sshd(v))
 		judge_ssh(v);
 	else
 		ssh_to_network(v);
@@ -316,6 +319,107 @@ static void begin_replug(struct agent_vsock *v)
 	v->refs++;
 	uv_timer_stop(&v->replug);
 	a->driver_ops->vsock_unplug(a->driver, on_unplugged, v);
+}
+
+/* --- out and in for a snapshot --------------------------------------------------------- */
+
+static void tell_holder(struct agent_vsock *v, const struct error *err)
+{
+	driver_done_fn done = steal_ptr(&v->held_done);
+
+	done(v->held_arg, err);
+}
+
+static void on_taken_out(void *arg, const struct error *err)
+{
+	struct agent_vsock *v = arg;
+
+	v->held_out = !err->code;
+	tell_holder(v, err);
+	if (!err->code)
+		return;		/* the change is under way until it is in again */
+	if (driver_runs(v) && !v->up)	/* it went while nobody looked */
+		replug_later(v);
+	change_is_done(v);
+}
+
+struct no_hold {
+	driver_done_fn done;
+	void *arg;
+	struct error err;
+};
+
+static void on_no_hold(void *arg)
+{
+	struct no_hold *n = arg;
+
+	n->done(n->arg, &n->err);
+	free(n);
+}
+
+static void tell_soon(struct agent *a, driver_done_fn done, void *arg, const struct error *err)
+{
+	struct no_hold *n = xnew(struct no_hold);
+
+	*n = (struct no_hold){ done, arg, *err };
+	loop_post(&a->loop, on_no_hold, n);
+}
+
+void agent_vsock_take_out(struct agent *a, driver_done_fn done, void *arg)
+{
+	struct agent_vsock *v = a->vsock;
+	struct error err = ERROR_NONE;
+
+	if (!v || v->impossible || v->changing || !driver_runs(v)) {
+		if (v && v->changing)
+			error_set(&err, -EBUSY, "the guest's vsock device is being plugged in; try "
+				  "again in a few seconds");
+		tell_soon(a, done, arg, &err);
+		return;
+	}
+	v->held_done = done;
+	v->held_arg = arg;
+	v->changing = true;
+	v->refs++;
+	uv_timer_stop(&v->replug);
+	uv_timer_stop(&v->patience);
+	a->driver_ops->vsock_unplug(a->driver, on_taken_out, v);
+}
+
+static void on_put_in(void *arg, const struct error *err)
+{
+	struct agent_vsock *v = arg;
+
+	v->held_out = false;
+	tell_holder(v, err);
+	if (err->code)
+		replug_failed(v, err);
+	else
+		change_is_done(v);
+}
+
+static void on_machine_ends(void *arg)
+{
+	struct error err = ERROR_NONE;
+
+	error_set(&err, -ECANCELED, "the machine ends");
+	on_put_in(arg, &err);
+}
+
+void agent_vsock_put_in(struct agent *a, driver_done_fn done, void *arg)
+{
+	struct agent_vsock *v = a->vsock;
+
+	if (!v || !v->held_out) {
+		tell_soon(a, done, arg, &ERROR_NONE);
+		return;
+	}
+	v->held_done = done;
+	v->held_arg = arg;
+	if (driver_runs(v))
+		a->driver_ops->vsock_plug(a->driver, on_put_in, v);
+	else
+		loop_post(&a->loop, on_machine_ends, v);
 }
 
 /* --- the device and the lane ------------------------------------------------------------- */

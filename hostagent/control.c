@@ -21,7 +21,7 @@ enum {
 	READ_BYTES = 8192,
 };
 
-struct client {		/* refs: pipe, timer, writes under way */
+struct client {		/* refs: pipe, timer, writes under way, an answer to come */
 	struct control *control;
 	uv_pipe_t pipe;
 	uv_timer_t idle;	/* until a request is complete; of a stream, until it is read */
@@ -31,6 +31,8 @@ struct client {		/* refs: pipe, timer, writes under way */
 	const struct control_path *streaming;	/* NULL: not */
 	unsigned subscription;
 	bool chunked, last;	/* last: hang up when all is written */
+	bool waiting;		/* for control_answer(); later requests stay in `in` */
+	bool asking;		/* the task's function runs, and may answer at once */
 	bool closing;
 	unsigned refs;
 	struct client *next;
@@ -47,6 +49,11 @@ struct control {		/* refs: pipe, clients, and until close() the owner */
 	unsigned refs;
 	void (*closed)(void *arg);
 	void *closed_arg;
+};
+
+struct control_reply {
+	struct client *client;
+	struct http_request request;
 };
 
 struct write {
@@ -246,12 +253,24 @@ static void send_error(struct client *cl, int status, const char *text, bool kee
 	client_send(cl, &out);
 }
 
+static bool has_tasks(const struct control_path *p)
+{
+	return p->tasks.get || p->tasks.post || p->tasks.del;
+}
+
+static bool has_get(const struct control_path *p)
+{
+	return p->get || p->tasks.get || !has_tasks(p);
+}
+
 static void send_not_allowed(struct client *cl, const struct control_path *p, bool keep_alive)
 {
 	scoped_buf struct buf out = { 0 }, allow = { 0 }, text = { 0 };
 
-	buf_addf(&allow, "%s%s%s", p->get ? "GET, HEAD" : "GET", p->post ? ", POST" : "",
-		 p->del ? ", DELETE" : "");
+	buf_addf(&allow, "%s%s%s", p->get ? ", GET, HEAD" : has_get(p) ? ", GET" : "",
+		 p->post || p->tasks.post ? ", POST" : "",
+		 p->del || p->tasks.del ? ", DELETE" : "");
+	buf_consume(&allow, strlen(", "));
 	buf_addf(&text, "%s takes %s", p->path, buf_str(&allow));
 	cl->last |= !keep_alive;
 	http_add_error(&out, 405, buf_str(&allow), buf_str(&text), keep_alive);
@@ -269,26 +288,83 @@ static void send_no_path(struct client *cl, bool keep_alive)
 	send_error(cl, 404, buf_str(&text), keep_alive);
 }
 
+/* NULL: it is none, and the client was told so. */
+static json_t *read_body(struct client *cl, const struct http_request *r, const char *body)
+{
+	json_error_t why;
+	json_t *root = json_loadb(body, r->body_len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+	struct error err = ERROR_NONE;
+
+	if (!root) {
+		error_set(&err, -EINVAL, "the body is not JSON: column %d: %s", why.column, why.text);
+		send_error(cl, 400, err.msg, r->keep_alive);
+	}
+	return root;
+}
+
 static void change(struct client *cl, const struct http_request *r, control_change_fn fn,
 		   const char *body)
 {
 	struct error err = ERROR_NONE;
-	json_t *ret = NULL, *root;
-	json_error_t why;
+	json_t *ret = NULL, *root = read_body(cl, r, body);
 	int status;
 
-	root = json_loadb(body, r->body_len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
-	if (!root) {
-		error_set(&err, -EINVAL, "the body is not JSON: column %d: %s", why.column, why.text);
-		send_error(cl, 400, err.msg, r->keep_alive);
+	if (!root)
 		return;
-	}
 	status = fn(cl->control->o.arg, root, &ret, &err);
 	json_decref(root);
 	if (status >= 400)
 		send_error(cl, status, err.msg, r->keep_alive);
 	else
 		send_json(cl, r, status, ret);
+}
+
+/* The client waits, without a deadline of ours, and hears nothing else until then. */
+static void begin_task(struct client *cl, const struct http_request *r, control_task_fn fn,
+		       const char *body)
+{
+	bool has_body = !streq(r->method, "GET");
+	json_t *root = has_body ? read_body(cl, r, body) : NULL;
+	struct control_reply *reply;
+
+	if (has_body && !root)
+		return;
+	reply = xnew(struct control_reply);
+	*reply = (struct control_reply){ cl, *r };
+	cl->waiting = true;
+	cl->refs++;
+	uv_timer_stop(&cl->idle);
+	cl->asking = true;
+	fn(cl->control->o.arg, root, reply);
+	cl->asking = false;
+	json_decref(root);
+}
+
+static void take_requests(struct client *cl);
+
+static void restart_idle(struct client *cl);
+
+void control_answer(struct control_reply *reply, int status, json_t *answer,
+		    const struct error *err)
+{
+	struct client *cl = reply->client;
+	const struct http_request *r = &reply->request;
+
+	cl->waiting = false;
+	if (cl->closing) {
+		json_decref(answer);
+	} else {
+		cl->last = !r->keep_alive;
+		restart_idle(cl);
+		if (status >= 400)
+			send_error(cl, status, err->msg, r->keep_alive);
+		else
+			send_json(cl, r, status, answer);
+		if (!cl->asking)	/* else who asked goes on */
+			take_requests(cl);
+	}
+	free(reply);
+	client_unref(cl);
 }
 
 static const struct control_path *find_path(const struct control *c, const char *path)
@@ -303,23 +379,25 @@ static void answer(struct client *cl, const struct http_request *r, const char *
 {
 	const struct control_path *p = find_path(cl->control, r->path);
 	bool is_get = streq(r->method, "GET"), is_head = streq(r->method, "HEAD");
-	control_change_fn fn = !p ? NULL : streq(r->method, "POST") ? p->post :
-			       streq(r->method, "DELETE") ? p->del : NULL;
+	bool is_post = streq(r->method, "POST"), is_delete = streq(r->method, "DELETE");
+	control_change_fn fn = !p ? NULL : is_post ? p->post : is_delete ? p->del : NULL;
+	control_task_fn task = !p ? NULL : is_get ? p->tasks.get : is_post ? p->tasks.post :
+			       is_delete ? p->tasks.del : NULL;
 
-	cl->last = !r->keep_alive && !(p && !p->get && is_get);
+	cl->last = !r->keep_alive && !task && !(p && !p->get && is_get);
 	if (!p)
 		send_no_path(cl, r->keep_alive && !is_head);
+	else if (task)
+		begin_task(cl, r, task, body);
 	else if (fn)
 		change(cl, r, fn, body);
-	else if (!is_get && !(p->get && is_head))
+	else if (!(is_get && has_get(p)) && !(p->get && is_head))
 		send_not_allowed(cl, p, r->keep_alive && !is_head);
 	else if (!p->get)
 		start_stream(cl, p, r);
 	else
 		send_json(cl, r, 200, p->get(cl->control->o.arg));
 }
-
-static void restart_idle(struct client *cl);
 
 static void on_idle(uv_timer_t *t)
 {
@@ -358,7 +436,7 @@ static void take_requests(struct client *cl)
 {
 	struct http_request r;
 
-	while (cl->in.len && !cl->closing && !cl->last && !cl->streaming) {
+	while (cl->in.len && !cl->closing && !cl->last && !cl->streaming && !cl->waiting) {
 		int n = http_parse((char *)cl->in.data, cl->in.len, &r);
 
 		if (n == 0)

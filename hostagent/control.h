@@ -7,6 +7,7 @@
  *	GET /v1/info		what this instance is and where
  *	GET /v1/ports		the forwards, one object each; POST, DELETE change rules
  *	GET /v1/events		the lines of ha.stdout.log from now on, as a stream
+ *	GET /v1/snapshots	the snapshots; POST, DELETE make and drop one
  *
  * docs/api.md has them all. Paths are a table of the caller's; this file knows
  * sockets, events.h and http.h only.
@@ -35,11 +36,19 @@ struct control_stream {
  * of @err otherwise. @body is borrowed and may be any JSON. */
 typedef int (*control_change_fn)(void *arg, const json_t *body, json_t **ret, struct error *err);
 
+/* What takes its time: control_answer() comes later, once, also when the client did
+ * not wait for it. @body: NULL of a GET. */
+struct control_reply;
+typedef void (*control_task_fn)(void *arg, const json_t *body, struct control_reply *reply);
+
 struct control_path {
 	const char *path;
-	json_t *(*get)(void *arg);	/* the caller's answer; NULL: a stream */
+	json_t *(*get)(void *arg);	/* the caller's answer; NULL, and no task: a stream */
 	const struct control_stream *stream;	/* NULL: the events */
 	control_change_fn post, del;	/* NULL: 405 */
+	struct {
+		control_task_fn get, post, del;
+	} tasks;			/* in place of the functions above */
 };
 
 struct control_options {
@@ -55,6 +64,9 @@ struct control_options {
 /* The caller makes sure that no other host agent owns the socket. */
 int control_new(struct loop *loop, const struct control_options *opts, struct control **ret,
 		struct error *err);
+/* @answer, which is taken, or with a status of 400 or more the text of @err. Frees. */
+void control_answer(struct control_reply *reply, int status, json_t *answer,
+		    const struct error *err);
 /* Hangs up on everybody and removes the socket; what is queued for them (the
  * last event) is tried once more. @closed may be NULL. */
 void control_close(struct control *c, void (*closed)(void *arg), void *arg);

@@ -411,6 +411,17 @@ void guest_link_driver_event(struct guest_link *l, enum driver_event event)
 	}
 }
 
+/* What it knows of this connection is of then. */
+void guest_link_guest_was_set_back(struct guest_link *l)
+{
+	struct error why = ERROR_NONE;
+
+	error_set(&why, -ECONNRESET, "the guest was set back to a snapshot");
+	forget_backoff(l);
+	if (l->ready && !l->closing)
+		session_lost(l->ready, &why);
+}
+
 static void on_sync_time(uv_timer_t *t)
 {
 	guest_link_sync_time(t->data);

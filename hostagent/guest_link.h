@@ -64,6 +64,8 @@ const struct guest_link_info *guest_link_info(const struct guest_link *l);
 /* Passed on from the driver: the guest resets, or its agent closed or opened
  * the port. Faster than noticing by keepalive. */
 void guest_link_driver_event(struct guest_link *l, enum driver_event event);
+/* The guest is another one than a moment ago (a snapshot was applied): connects anew. */
+void guest_link_guest_was_set_back(struct guest_link *l);
 /* Sends the host's time now (it also goes every 30 s and on each connection). */
 void guest_link_sync_time(struct guest_link *l);
 /* Closes connections; @closed runs when all are gone, then frees. */

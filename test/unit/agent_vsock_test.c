@@ -371,6 +371,71 @@ static void test_agent_vsock_that_stays_down(void **state)
 	stop();
 }
 
+/* --- out and in for a snapshot ------------------------------------------- */
+
+static struct error told;
+static unsigned n_told;
+
+static void on_told(void *arg, const struct error *err)
+{
+	told = *err;
+	n_told++;
+}
+
+static void test_agent_vsock_held_out(void **state)
+{
+	const struct agent_waits waits = { .replug_ms = 10, .ssh_boot_ms = 10, .ssh_agent_ms = 10 };
+
+	start(true, false, &waits);
+	mock_vsock_set_up(&fx.vsock, true);
+	agent_comes(RELAY_VSOCK_PORT);
+	WAIT_FOR(info_says("lane"));
+	n_told = 0;
+	agent_vsock_take_out(&fx.a, on_told, NULL);
+	WAIT_FOR(n_told == 1);
+	assert_int_equal(told.code, 0);
+	agent_vsock_take_out(&fx.a, on_told, NULL);	/* one at a time */
+	WAIT_FOR(n_told == 2);
+	assert_int_equal(told.code, -EBUSY);
+	/* nobody puts it in meanwhile, and ssh stays where it is */
+	mock_vsock_set_up(&fx.vsock, false);
+	turn(100);
+	assert_asked("unplug");
+	assert_true(info_says("ssh"));
+	agent_vsock_put_in(&fx.a, on_told, NULL);
+	WAIT_FOR(n_told == 3);
+	assert_int_equal(told.code, 0);
+	assert_asked("unplug plug");
+	mock_vsock_set_up(&fx.vsock, true);
+	WAIT_FOR(info_says("lane"));
+	stop();
+}
+
+static void test_agent_vsock_cannot_be_held_out(void **state)
+{
+	start(false, false, NULL);
+	mock_vsock_set_up(&fx.vsock, true);
+	n_told = 0;
+	unplug_code = -ETIMEDOUT;
+	agent_vsock_take_out(&fx.a, on_told, NULL);
+	WAIT_FOR(n_told == 1);
+	assert_int_equal(told.code, -ETIMEDOUT);
+	assert_true(info_says("up"));
+	unplug_code = 0;
+	agent_vsock_take_out(&fx.a, on_told, NULL);	/* a second try is as good as a first */
+	WAIT_FOR(n_told == 2);
+	assert_int_equal(told.code, 0);
+	/* the machine ends while it is out: nothing is asked of the driver any more */
+	steps_stop(fx.a.steps, NULL);
+	turn(30);
+	assert_false(fx.down);
+	agent_vsock_put_in(&fx.a, on_told, NULL);
+	WAIT_FOR(n_told == 3);
+	assert_int_equal(told.code, -ECANCELED);
+	assert_asked("unplug unplug");
+	stop();
+}
+
 /* --- ssh ----------------------------------------------------------------- */
 
 static void test_agent_vsock_ssh_port_is_ours(void **state)
@@ -501,6 +566,8 @@ int main(void)
 		cmocka_unit_test(test_agent_vsock_guest_that_does_not_let_go),
 		cmocka_unit_test(test_agent_vsock_vm_without_it),
 		cmocka_unit_test(test_agent_vsock_that_stays_down),
+		cmocka_unit_test(test_agent_vsock_held_out),
+		cmocka_unit_test(test_agent_vsock_cannot_be_held_out),
 		cmocka_unit_test(test_agent_vsock_ssh_port_is_ours),
 		cmocka_unit_test(test_agent_vsock_ssh_goes_to_the_network_and_back),
 		cmocka_unit_test(test_agent_vsock_ssh_patience_shortens_with_the_agent),

@@ -75,11 +75,31 @@ static void unwatch_things(void *arg, unsigned id)
 }
 
 static const struct control_stream thing_stream = { watch_things, unwatch_things };
+/* What takes its time: the answer is the test's to give. */
+static struct control_reply *asked;
+static char asked_for[64];
+
+static void ask_slowly(void *arg, const json_t *body, struct control_reply *reply)
+{
+	struct error err = ERROR_NONE;
+
+	if (body && !json_is_string(body)) {
+		error_set(&err, -EINVAL, "a text is wanted");
+		control_answer(reply, 400, NULL, &err);
+		return;
+	}
+	assert_null(asked);
+	asked = reply;
+	snprintf(asked_for, sizeof(asked_for), "%s", body ? json_string_value(body) : "");
+}
+
 static const struct control_path paths[] = {
 	{ .path = "/v1/info", .get = get_info },
 	{ .path = "/v1/events" },
 	{ .path = "/v1/things", .get = get_things, .post = add_thing, .del = remove_thing },
 	{ .path = "/v1/things/events", .stream = &thing_stream },
+	{ .path = "/v1/slow", .tasks = { .get = ask_slowly, .post = ask_slowly } },
+	{ .path = "/v1/slow/post", .tasks = { .post = ask_slowly } },
 };
 
 static int setup(void **state)
@@ -218,6 +238,49 @@ static void test_control_body_of_the_largest_size(void **state)
 	assert_int_equal(read_until(fd, &b, "HTTP/1.1 201 Created"), 0);
 	assert_int_equal(strlen(things.items[0]), HTTP_BODY_MAX_BYTES - 2);
 	assert_int_equal(b.len > strlen("HTTP/1.1 100 Continue\r\n\r\n"), true);
+}
+
+/* No deadline of ours while it takes; the next request waits for its turn. */
+static void test_control_answer_that_comes_later(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	scoped_fd int fd = dial();
+	uint64_t until;
+
+	say(fd, "POST /v1/slow HTTP/1.1\r\nContent-Length: 3\r\n\r\n\"a\"GET /v1/info HTTP/1.1\r\n\r\n");
+	while (!asked)
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+	assert_string_equal(asked_for, "a");
+	for (until = clock_mono_ms() + 500; clock_mono_ms() < until; usleep(1000))	/* idle_timeout_ms */
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+	assert_int_equal(read(fd, &until, 1), -1);
+	control_answer(steal_ptr(&asked), 200, json_string("done"), NULL);
+	assert_int_equal(read_until(fd, &b, "43022"), 0);
+	assert_non_null(strstr(buf_str(&b), "\"done\"HTTP/1.1 200 OK"));
+	buf_reset(&b);
+	say(fd, "POST /v1/slow HTTP/1.1\r\nContent-Length: 1\r\n\r\n7GET /v1/slow HTTP/1.0\r\n\r\n");
+	assert_int_equal(read_until(fd, &b, "a text is wanted"), 0);	/* at once */
+	while (!asked)
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+	control_answer(steal_ptr(&asked), 200, json_string("end"), NULL);
+	assert_int_equal(read_until(fd, &b, NULL), -1);
+	assert_non_null(strstr(buf_str(&b), "\"end\""));
+}
+
+static void test_control_nobody_waits_for_the_answer(void **state)
+{
+	scoped_buf struct buf b = { 0 };
+	int fd = dial(), other;
+
+	say(fd, "GET /v1/slow HTTP/1.1\r\n\r\n");
+	while (!asked)
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+	close(fd);
+	other = dial();
+	say(other, "GET /v1/slow/post HTTP/1.1\r\n\r\n");
+	assert_int_equal(read_until(other, &b, "Allow: POST\r\n"), 0);
+	close(other);
+	control_answer(steal_ptr(&asked), 200, json_string("nobody"), NULL);
 }
 
 /* The body never comes: told, and gone. */
@@ -398,6 +461,8 @@ int main(void)
 		CONTROL_TEST(test_control_changes),
 		CONTROL_TEST(test_control_body_of_the_largest_size),
 		CONTROL_TEST(test_control_body_that_does_not_come),
+		CONTROL_TEST(test_control_answer_that_comes_later),
+		CONTROL_TEST(test_control_nobody_waits_for_the_answer),
 		CONTROL_TEST(test_control_stream_that_skips),
 		CONTROL_TEST(test_control_stream_nobody_reads_ends),
 		CONTROL_TEST(test_control_slow_loris),

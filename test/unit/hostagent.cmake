@@ -12,6 +12,7 @@ lima_unit(ssh_vsock lima_hostagent)	# mock/vsock.c stands in for the device
 target_sources(ssh_vsock_test PRIVATE ../mock/vsock.c)
 lima_unit(agent_vsock lima_hostagent)
 target_sources(agent_vsock_test PRIVATE ../mock/vsock.c)
+lima_unit(agent_snapshot lima_hostagent)
 lima_unit(ready lima_hostagent)
 lima_unit(agent lima_hostagent)
 target_sources(agent_test PRIVATE ../mock/vm.c ../mock/cidata.c)

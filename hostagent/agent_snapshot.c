@@ -1,0 +1,315 @@
+/* agent_snapshot.c - snapshots of the running machine
+ *
+ *	list, delete	ask the driver
+ *	create		list and look whether it can be; the vsock device out, the driver
+ *			saves, the device in again
+ *	apply		the same; then everything that led into the guest is of another
+ *			time, and is made anew: ssh's master connection, the agent's link,
+ *			which also sets the clock
+ *
+ * One at a time. Who asked may hang up: it is done to the end all the same, and in
+ * whichever way it goes the device is put in again. */
+#include "hostagent/agent_impl.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#include "lib/base/clock.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+enum {
+	LINK_BACK_MS = 20 * 1000,	/* 0.1 s; a guest that was saved while it booted has
+					 * no agent yet */
+};
+
+struct agent_snapshot {		/* owner: the agent. Freed when its timer is closed */
+	struct agent *a;
+	struct control_reply **replies;	/* one; of a list, of all who asked meanwhile */
+	size_t n_replies;
+	bool listing;
+	enum snapshot_change change;
+	char tag[SNAPSHOT_TAG_MAX_BYTES + 1];
+	uint64_t began_ms;
+	struct error err;	/* how the change went */
+	bool plugging;		/* the device is out, or about to be in again */
+	bool waiting;		/* for the agent's link, until the timer */
+	uv_timer_t link_back;
+};
+
+/* --- answers ------------------------------------------------------------------------ */
+
+static int status_of(const struct error *err)
+{
+	static const struct {
+		int code, status;
+	} statuses[] = {
+		{ -EINVAL, 400 }, { -ENOENT, 404 }, { -EEXIST, 409 }, { -ENOTSUP, 422 },
+		{ -EREMOTEIO, 422 }, { -ENOSPC, 507 }, { -EAGAIN, 503 }, { -EBUSY, 503 },
+		{ -ECANCELED, 503 },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(statuses); i++)
+		if (statuses[i].code == err->code)
+			return statuses[i].status;
+	return 500;
+}
+
+static void refuse(struct control_reply *reply, const struct error *err)
+{
+	control_answer(reply, status_of(err), NULL, err);
+}
+
+static void on_closed(uv_handle_t *h)
+{
+	struct agent_snapshot *s = h->data;
+
+	free(s->replies);
+	free(s);
+}
+
+static void add_reply(struct agent_snapshot *s, struct control_reply *reply)
+{
+	s->replies = xreallocarray(s->replies, s->n_replies + 1, sizeof(struct control_reply *));
+	s->replies[s->n_replies++] = reply;
+}
+
+/* Takes @answer; NULL: s->err is it. */
+static void finish(struct agent_snapshot *s, json_t *answer)
+{
+	struct agent *a = s->a;
+
+	a->snapshot = NULL;
+	for (size_t i = 0; i < s->n_replies; i++) {
+		if (answer)
+			control_answer(s->replies[i], 200, json_incref(answer), NULL);
+		else
+			refuse(s->replies[i], &s->err);
+	}
+	json_decref(answer);
+	uv_close((uv_handle_t *)&s->link_back, on_closed);
+}
+
+/* --- the end of a change ------------------------------------------------------------- */
+
+static void change_is_over(struct agent_snapshot *s)
+{
+	uint64_t ms = clock_mono_ms() - s->began_ms;
+
+	if (s->waiting || s->plugging)
+		return;
+	if (s->err.code) {
+		log_warn("snapshot: %s `%s`: %s", snapshot_change_name(s->change), s->tag, s->err.msg);
+		finish(s, NULL);
+		return;
+	}
+	log_info("snapshot: %s `%s`: done in %llu ms", snapshot_change_name(s->change), s->tag,
+		 (unsigned long long)ms);
+	finish(s, json_pack("{s:s, s:s, s:I}", "change", snapshot_change_name(s->change), "tag",
+			    s->tag, "millis", (json_int_t)ms));
+}
+
+static void on_link_not_back(uv_timer_t *t)
+{
+	struct agent_snapshot *s = t->data;
+
+	log_warn("snapshot: the guest's agent is not back in %d s", LINK_BACK_MS / 1000);
+	s->waiting = false;
+	change_is_over(s);
+}
+
+void agent_snapshot_link_is_ready(struct agent *a)
+{
+	struct agent_snapshot *s = a->snapshot;
+
+	if (!s || !s->waiting)
+		return;
+	s->waiting = false;
+	uv_timer_stop(&s->link_back);
+	change_is_over(s);
+}
+
+void agent_snapshot_link_ends(struct agent *a)
+{
+	agent_snapshot_link_is_ready(a);
+}
+
+/* Connections of before lead nowhere, and nobody in the guest will ever say so. */
+static void lead_into_the_guest_anew(struct agent_snapshot *s)
+{
+	struct agent *a = s->a;
+
+	if (a->master)
+		ssh_master_drop(a->master);
+	if (!a->link)
+		return;
+	s->waiting = true;
+	uv_timer_start(&s->link_back, on_link_not_back, LINK_BACK_MS, 0);
+	guest_link_guest_was_set_back(a->link);
+}
+
+static void on_device_in(void *arg, const struct error *err)
+{
+	struct agent_snapshot *s = arg;
+
+	s->plugging = false;	/* a failure is agent_vsock's, which tries again */
+	change_is_over(s);
+}
+
+static bool machine_runs(const struct agent *a)
+{
+	return a->driver && !a->driver_exited && !steps_is_stopping(a->steps);
+}
+
+static void on_changed(void *arg, const struct error *err)
+{
+	struct agent_snapshot *s = arg;
+
+	s->err = *err;
+	if (err->code == -ECANCELED || (err->code && !machine_runs(s->a)))
+		error_set(&s->err, -ECANCELED, "`%s` is stopping", s->a->o->name);
+	if (s->change == SNAPSHOT_APPLY && !err->code && machine_runs(s->a))
+		lead_into_the_guest_anew(s);
+	if (s->change == SNAPSHOT_DELETE)
+		change_is_over(s);
+	else
+		agent_vsock_put_in(s->a, on_device_in, s);
+}
+
+/* --- its beginning -------------------------------------------------------------------- */
+
+static void begin_change(struct agent_snapshot *s)
+{
+	struct agent *a = s->a;
+	struct error ends = ERROR_NONE;
+
+	if (machine_runs(a)) {
+		a->driver_ops->snapshot(a->driver, s->change, s->tag, on_changed, s);
+		return;
+	}
+	error_set(&ends, -ECANCELED, "the machine ends");
+	on_changed(s, &ends);
+}
+
+static void on_device_out(void *arg, const struct error *err)
+{
+	struct agent_snapshot *s = arg;
+
+	s->plugging = !err->code;
+	if (!err->code) {
+		begin_change(s);
+		return;
+	}
+	s->err = *err;
+	if (err->code == -ETIMEDOUT)
+		error_append(&s->err, ", and with it QEMU takes no snapshot; a guest that is paused or "
+			     "boots cannot: try again, or stop it first");
+	change_is_over(s);
+}
+
+static void on_listed(void *arg, const struct snapshot_list *list, const struct error *err)
+{
+	struct agent_snapshot *s = arg;
+	json_t *answer = s->listing ? json_array() : NULL;
+
+	s->err = *err;
+	for (size_t i = 0; i < list->n && s->listing; i++)
+		json_array_append_new(answer, snapshot_json(&list->items[i]));
+	if (!s->err.code && !s->listing)
+		snapshot_check_change(list, s->change, s->tag, true, &s->err);
+	if (s->err.code || s->listing) {
+		if (s->err.code)
+			json_decref(steal_ptr(&answer));
+		finish(s, answer);
+	} else if (s->change == SNAPSHOT_DELETE) {
+		begin_change(s);
+	} else {
+		agent_vsock_take_out(s->a, on_device_out, s);
+	}
+}
+
+static int check_may_begin(const struct agent *a, struct error *err)
+{
+	if (a->snapshot && a->snapshot->listing)
+		return error_set(err, -EBUSY, "the snapshots of `%s` are being listed; try again",
+				 a->o->name);
+	if (a->snapshot)
+		return error_set(err, -EBUSY, "`%s` is busy with `snapshot %s --tag %s`; try again when "
+				 "that is done", a->o->name, snapshot_change_name(a->snapshot->change),
+				 a->snapshot->tag);
+	if (!machine_runs(a) || !steps_is_up(a->steps))
+		return error_set(err, -EAGAIN, "`%s` is %s; try again when it runs", a->o->name,
+				 steps_is_stopping(a->steps) ? "stopping" : "starting");
+	if (!(a->driver_ops->features & DRIVER_SNAPSHOTS))
+		return error_set(err, -ENOTSUP, "vmType %s takes no snapshots of a running machine; "
+				 "stop it first", a->driver_ops->name);
+	return 0;
+}
+
+static int read_tag(const json_t *body, const char **ret, struct error *err)
+{
+	*ret = json_string_value(json_object_get(body, "tag"));
+	if (!*ret || json_object_size(body) != 1)
+		return error_set(err, -EINVAL, "a snapshot is named by an object such as {\"tag\": "
+				 "\"before-upgrade\"}");
+	return snapshot_check_tag(*ret, err);
+}
+
+static void begin(struct agent *a, bool listing, enum snapshot_change change, const char *tag,
+		  struct control_reply *reply)
+{
+	struct agent_snapshot *s = xnew(struct agent_snapshot);
+
+	s->a = a;
+	add_reply(s, reply);
+	s->listing = listing;
+	s->change = change;
+	snprintf(s->tag, sizeof(s->tag), "%s", tag);
+	s->began_ms = clock_mono_ms();
+	uv_timer_init(&a->loop.uv, &s->link_back);
+	s->link_back.data = s;
+	a->snapshot = s;
+	a->driver_ops->snapshots(a->driver, on_listed, s);
+}
+
+static void ask_for_change(void *arg, enum snapshot_change change, const json_t *body,
+			   struct control_reply *reply)
+{
+	struct error err = ERROR_NONE;
+	const char *tag;
+
+	if (read_tag(body, &tag, &err) < 0 || check_may_begin(arg, &err) < 0)
+		refuse(reply, &err);
+	else
+		begin(arg, false, change, tag, reply);
+}
+
+/* --- for control_path ------------------------------------------------------------------- */
+
+void agent_get_snapshots(void *arg, const json_t *body, struct control_reply *reply)
+{
+	struct agent *a = arg;
+	struct error err = ERROR_NONE;
+
+	if (a->snapshot && a->snapshot->listing)
+		add_reply(a->snapshot, reply);
+	else if (check_may_begin(a, &err) < 0)
+		refuse(reply, &err);
+	else
+		begin(a, true, SNAPSHOT_CREATE, "", reply);
+}
+
+void agent_create_snapshot(void *arg, const json_t *body, struct control_reply *reply)
+{
+	ask_for_change(arg, SNAPSHOT_CREATE, body, reply);
+}
+
+void agent_apply_snapshot(void *arg, const json_t *body, struct control_reply *reply)
+{
+	ask_for_change(arg, SNAPSHOT_APPLY, body, reply);
+}
+
+void agent_delete_snapshot(void *arg, const json_t *body, struct control_reply *reply)
+{
+	ask_for_change(arg, SNAPSHOT_DELETE, body, reply);
+}
