@@ -125,10 +125,10 @@ static int fail_with(int status, const json_t *answer, struct error *err)
 	return error_set(err, code, "%s", text ? text : "the host agent refuses and does not say why");
 }
 
-int ha_client_call(const char *socket, const char *method, const char *path, const json_t *body,
-		   json_t **ret, struct error *err)
+int ha_client_call_for(const char *socket, const char *method, const char *path,
+		       const json_t *body, uint64_t ms, json_t **ret, struct error *err)
 {
-	uint64_t deadline = clock_mono_ms() + ANSWER_MS;
+	uint64_t deadline = clock_mono_ms() + ms;
 	scoped_fd int fd = dial(socket, err);
 	scoped_buf struct buf in = { 0 };
 	json_t *answer;
@@ -146,6 +146,7 @@ int ha_client_call(const char *socket, const char *method, const char *path, con
 		return status ? status : error_set(err, -EPIPE, "the host agent hung up in its answer");
 	answer = json_loadb((char *)in.data, in.len, JSON_DECODE_ANY, NULL);
 	if (answer && status < 400) {
+		*err = ERROR_NONE;	/* the end of the connection was none */
 		*ret = answer;
 		return 0;
 	}
@@ -155,6 +156,12 @@ int ha_client_call(const char *socket, const char *method, const char *path, con
 		error_set(err, -EPROTO, "the host agent's answer is not JSON");
 	json_decref(answer);
 	return err->code;
+}
+
+int ha_client_call(const char *socket, const char *method, const char *path, const json_t *body,
+		   json_t **ret, struct error *err)
+{
+	return ha_client_call_for(socket, method, path, body, ANSWER_MS, ret, err);
 }
 
 int ha_stream_open(const char *socket, const char *path, struct ha_stream *ret, struct error *err)

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <jansson.h>
+#include <stdint.h>
 
 #include "lib/base/buf.h"
 #include "lib/base/error.h"
@@ -16,6 +17,10 @@
  * the text: nobody listens. */
 int ha_client_call(const char *socket, const char *method, const char *path, const json_t *body,
 		   json_t **ret, struct error *err);
+
+/* As above, for what takes longer than an answer should: at most @ms. */
+int ha_client_call_for(const char *socket, const char *method, const char *path,
+		       const json_t *body, uint64_t ms, json_t **ret, struct error *err);
 
 struct ha_stream {
 	int fd;			/* to poll for reading; -1: not open */

@@ -63,7 +63,7 @@ extern const struct verb verb_create, verb_start, verb_stop, verb_restart, verb_
 	verb_delete, verb_validate, verb_info, verb_help, verb_completion, verb_hostagent,
 	verb_generate_doc, verb_complete, verb_port, verb_protect, verb_unprotect, verb_factory_reset,
 	verb_prune, verb_show_ssh, verb_copy,
-	verb_edit, verb_clone, verb_rename;
+	verb_edit, verb_clone, verb_rename, verb_snapshot;
 
 /* All verbs, in the order of help; NULL-terminated. */
 extern const struct verb *const verbs[];

@@ -272,6 +272,23 @@ teardown_file() { drop_home; }
 	fails_with 1 "limactl start life"
 }
 
+@test "snapshots of a stopped instance" {
+	limactl snapshot save life --tag "off, 1"
+	limactl snapshot ls life | grep -Eq '^off, 1 .* disk only$'
+	limactl snapshot list --json life | grep -q '"tag":"off, 1".*"memoryBytes":0'
+	run limactl snapshot create life --tag "off, 1"
+	fails_with 1 "already"
+	limactl snapshot load life --tag "off, 1"
+	limactl snapshot del life --tag "off, 1"
+	[[ -z $(limactl snapshot ls -q life) ]]
+	run limactl snapshot apply life --tag gone
+	fails_with 1 "there is none"
+	run limactl snapshot create life --tag 7
+	fails_with 1 "put a letter into it"
+	run limactl snapshot create life
+	fails_with 1 "expected tag"
+}
+
 @test "start again goes on where we were, without a first boot" {
 	limactl start --tty=false life
 	[[ $(in_guest sh -c 'cat ~/kept') == kept ]]

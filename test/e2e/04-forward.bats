@@ -170,6 +170,40 @@ says_hello() { [[ $(net tcp "$1" "$2" hello 2>/dev/null) == "5 bytes: hello" ]];
 	lab_answers
 }
 
+@test "a snapshot of the running machine, and back to it" {
+	local taker
+	in_guest sh -c 'echo before > ~/state; sync'
+	limactl snapshot create "$INSTANCE" --tag one 3>&- &
+	taker=$!
+	lab_answers	# some of it while the device is out, or the guest stands still
+	wait "$taker"
+	until_ok 20 on_vsock_again
+	[[ $(limactl snapshot list -q "$INSTANCE") == one ]]
+	run limactl snapshot create "$INSTANCE" --tag one
+	fails_with 1 "already"
+
+	in_guest sh -c 'echo after > ~/state; touch ~/new; sync'
+	limactl snapshot apply "$INSTANCE" --tag one
+	[[ $(in_guest sh -c 'cat ~/state; ls ~/new 2>&1') == "before"*"No such file"* ]]
+	lab_answers
+	until_ok 20 on_vsock_again
+	until_ok 20 same_time
+
+	limactl snapshot delete "$INSTANCE" --tag one
+	[[ -z $(limactl snapshot list -q "$INSTANCE") ]]
+	run limactl snapshot apply "$INSTANCE" --tag one
+	fails_with 1 "there is no snapshot"
+	lab_answers
+	streams tcp 20320
+}
+
+on_vsock_again() { streams ready 20320 && [[ $(lane_of 20320) == vsock ]]; }
+
+same_time() {	# to 2 s
+	local apart=$(($(in_guest date +%s) - $(date +%s)))
+	((apart >= -2 && apart <= 2))
+}
+
 @test "the host agent dies: the next start adopts the machine, and its forwards" {
 	local qemu
 	qemu=$(field "$INSTANCE" driverPID)
