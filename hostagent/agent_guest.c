@@ -262,6 +262,7 @@ static void on_master_up(void *arg)
 	if (a->sockets)
 		socket_forwards_set_master(a->sockets, true);
 	agent_lanes_set_master(a, true);
+	agent_snapshot_ssh_is_up(a);
 	if (a->poll)
 		a->poll(a);
 	look_for_agent_over_ssh(a);
@@ -280,6 +281,7 @@ static void on_master_lost(void *arg, const struct error *why)
 		return;
 	if (agent_lanes_want_ssh(a) || socket_forwards_any(a->sockets))
 		ssh_master_ensure(a->master);	/* nobody else may ask for it */
+	agent_snapshot_ssh_is_lost(a);
 	if (!a->link)
 		return;
 	guest_link_set_ssh(a->link, false);
@@ -306,6 +308,7 @@ void agent_ssh_undo(void *ctx, struct steps *s)
 {
 	struct agent *a = ctx;
 
+	agent_snapshot_ends(a);
 	if (a->forward_child)
 		child_close(a->forward_child);
 	a->forward_child = NULL;

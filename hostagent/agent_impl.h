@@ -156,7 +156,9 @@ void agent_create_snapshot(void *arg, const json_t *body, struct control_reply *
 void agent_apply_snapshot(void *arg, const json_t *body, struct control_reply *reply);
 void agent_delete_snapshot(void *arg, const json_t *body, struct control_reply *reply);
 void agent_snapshot_link_is_ready(struct agent *a);
-void agent_snapshot_link_ends(struct agent *a);	/* the link's undo begins */
+void agent_snapshot_ssh_is_up(struct agent *a);	/* the master */
+void agent_snapshot_ssh_is_lost(struct agent *a);
+void agent_snapshot_ends(struct agent *a);	/* ssh or the link goes: nobody waits for them */
 
 /* --- agent_guest.c ------------------------------------------------------- */
 void agent_guest_init(struct agent *a);

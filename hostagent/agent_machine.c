@@ -418,6 +418,6 @@ void agent_link_undo(void *ctx, struct steps *s)
 {
 	struct agent *a = ctx;
 
-	agent_snapshot_link_ends(a);
+	agent_snapshot_ends(a);
 	guest_link_close(steal_ptr(&a->link), on_link_closed, a);
 }

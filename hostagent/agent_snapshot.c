@@ -19,8 +19,8 @@
 #include "lib/base/mem.h"
 
 enum {
-	LINK_BACK_MS = 20 * 1000,	/* 0.1 s; a guest that was saved while it booted has
-					 * no agent yet */
+	BACK_MS = 20 * 1000,	/* 1 to 2 s under TCG; a guest that was saved while it booted has
+				 * neither agent nor sshd yet */
 };
 
 struct agent_snapshot {		/* owner: the agent. Freed when its timer is closed */
@@ -33,8 +33,10 @@ struct agent_snapshot {		/* owner: the agent. Freed when its timer is closed */
 	uint64_t began_ms;
 	struct error err;	/* how the change went */
 	bool plugging;		/* the device is out, or about to be in again */
-	bool waiting;		/* for the agent's link, until the timer */
-	uv_timer_t link_back;
+	/* After "apply", until the timer: the link, and a master if there was one. A shell
+	 * that is opened next shall not meet them half way. */
+	bool wants_link, wants_ssh;
+	uv_timer_t back;
 };
 
 /* --- answers ------------------------------------------------------------------------ */
@@ -87,7 +89,7 @@ static void finish(struct agent_snapshot *s, json_t *answer)
 			refuse(s->replies[i], &s->err);
 	}
 	json_decref(answer);
-	uv_close((uv_handle_t *)&s->link_back, on_closed);
+	uv_close((uv_handle_t *)&s->back, on_closed);
 }
 
 /* --- the end of a change ------------------------------------------------------------- */
@@ -96,8 +98,9 @@ static void change_is_over(struct agent_snapshot *s)
 {
 	uint64_t ms = clock_mono_ms() - s->began_ms;
 
-	if (s->waiting || s->plugging)
+	if (s->wants_link || s->wants_ssh || s->plugging)
 		return;
+	uv_timer_stop(&s->back);
 	if (s->err.code) {
 		log_warn("snapshot: %s `%s`: %s", snapshot_change_name(s->change), s->tag, s->err.msg);
 		finish(s, NULL);
@@ -109,12 +112,13 @@ static void change_is_over(struct agent_snapshot *s)
 			    s->tag, "millis", (json_int_t)ms));
 }
 
-static void on_link_not_back(uv_timer_t *t)
+static void on_not_back(uv_timer_t *t)
 {
 	struct agent_snapshot *s = t->data;
 
-	log_warn("snapshot: the guest's agent is not back in %d s", LINK_BACK_MS / 1000);
-	s->waiting = false;
+	log_warn("snapshot: the guest's %s not back in %d s, going on",
+		 s->wants_link ? "agent is" : "ssh is", BACK_MS / 1000);
+	s->wants_link = s->wants_ssh = false;
 	change_is_over(s);
 }
 
@@ -122,15 +126,31 @@ void agent_snapshot_link_is_ready(struct agent *a)
 {
 	struct agent_snapshot *s = a->snapshot;
 
-	if (!s || !s->waiting)
+	if (!s || !s->wants_link)
 		return;
-	s->waiting = false;
-	uv_timer_stop(&s->link_back);
+	s->wants_link = false;
 	change_is_over(s);
 }
 
-void agent_snapshot_link_ends(struct agent *a)
+void agent_snapshot_ssh_is_up(struct agent *a)
 {
+	struct agent_snapshot *s = a->snapshot;
+
+	if (!s || !s->wants_ssh)
+		return;
+	s->wants_ssh = false;
+	change_is_over(s);
+}
+
+void agent_snapshot_ssh_is_lost(struct agent *a)
+{
+	if (a->snapshot && a->snapshot->wants_ssh)
+		ssh_master_ensure(a->master);
+}
+
+void agent_snapshot_ends(struct agent *a)
+{
+	agent_snapshot_ssh_is_up(a);
 	agent_snapshot_link_is_ready(a);
 }
 
@@ -139,13 +159,13 @@ static void lead_into_the_guest_anew(struct agent_snapshot *s)
 {
 	struct agent *a = s->a;
 
+	s->wants_ssh = a->master && ssh_master_is_up(a->master);
+	s->wants_link = a->link != NULL;
+	uv_timer_start(&s->back, on_not_back, BACK_MS, 0);
 	if (a->master)
 		ssh_master_drop(a->master);
-	if (!a->link)
-		return;
-	s->waiting = true;
-	uv_timer_start(&s->link_back, on_link_not_back, LINK_BACK_MS, 0);
-	guest_link_guest_was_set_back(a->link);
+	if (a->link)
+		guest_link_guest_was_set_back(a->link);
 }
 
 static void on_device_in(void *arg, const struct error *err)
@@ -266,8 +286,8 @@ static void begin(struct agent *a, bool listing, enum snapshot_change change, co
 	s->change = change;
 	snprintf(s->tag, sizeof(s->tag), "%s", tag);
 	s->began_ms = clock_mono_ms();
-	uv_timer_init(&a->loop.uv, &s->link_back);
-	s->link_back.data = s;
+	uv_timer_init(&a->loop.uv, &s->back);
+	s->back.data = s;
 	a->snapshot = s;
 	a->driver_ops->snapshots(a->driver, on_listed, s);
 }

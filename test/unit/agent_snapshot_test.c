@@ -18,7 +18,7 @@ static struct fx {
 	struct agent a;
 	struct agent_options o;
 	struct strv log;		/* what was asked, in order */
-	bool up, stopping;
+	bool up, stopping, has_master;
 	int out_code, change_code;	/* answers */
 	driver_done_fn held_done;	/* of the driver, when the test answers */
 	void *held_arg;
@@ -77,6 +77,16 @@ void agent_vsock_take_out(struct agent *a, driver_done_fn done, void *arg)
 void agent_vsock_put_in(struct agent *a, driver_done_fn done, void *arg)
 {
 	answer_soon("in", done, arg, 0);
+}
+
+bool ssh_master_is_up(const struct ssh_master *m)
+{
+	return fx.has_master;
+}
+
+void ssh_master_ensure(struct ssh_master *m)
+{
+	strv_add(&fx.log, "ensure");
 }
 
 void ssh_master_drop(struct ssh_master *m)
@@ -230,6 +240,23 @@ static void test_agent_snapshot_apply(void **state)
 	assert_int_equal(fx.n_answers, 1);
 }
 
+static void test_agent_snapshot_apply_waits_for_ssh(void **state)
+{
+	fx.has_master = true;
+	ask(agent_apply_snapshot, "{\"tag\": \"live\"}");
+	WAIT_FOR(fx.log.len == 6);
+	agent_snapshot_ssh_is_lost(&fx.a);
+	agent_snapshot_link_is_ready(&fx.a);
+	for (int i = 0; i < 5; i++)
+		uv_run(&fx.a.loop.uv, UV_RUN_ONCE);
+	assert_int_equal(fx.n_answers, 0);
+	agent_snapshot_ssh_is_up(&fx.a);
+	assert_answer(200, "\"apply\"");
+	assert_log("list out apply:live ssh link in ensure");
+	agent_snapshot_ssh_is_lost(&fx.a);	/* nothing of ours any more */
+	assert_log("list out apply:live ssh link in ensure");
+}
+
 static void test_agent_snapshot_delete_needs_no_device(void **state)
 {
 	ask(agent_delete_snapshot, "{\"tag\": \"off\"}");
@@ -310,7 +337,7 @@ static void test_agent_snapshot_machine_ends(void **state)
 	ask(agent_apply_snapshot, "{\"tag\": \"live\"}");
 	WAIT_FOR(fx.log.len == 10);
 	fx.stopping = true;
-	agent_snapshot_link_ends(&fx.a);
+	agent_snapshot_ends(&fx.a);
 	assert_answer(200, "\"apply\"");
 }
 
@@ -320,6 +347,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		SNAPSHOT_TEST(test_agent_snapshot_create),
 		SNAPSHOT_TEST(test_agent_snapshot_apply),
+		SNAPSHOT_TEST(test_agent_snapshot_apply_waits_for_ssh),
 		SNAPSHOT_TEST(test_agent_snapshot_delete_needs_no_device),
 		SNAPSHOT_TEST(test_agent_snapshot_list),
 		SNAPSHOT_TEST(test_agent_snapshot_that_cannot_be),
