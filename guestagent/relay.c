@@ -422,7 +422,8 @@ static void follow_cpu(struct relay *r)
 		CPU_ZERO(&set);
 		CPU_SET(cpu, &set);
 	}
-	r->cpu = sched_setaffinity(0, sizeof(set), &set) == 0 ? cpu : -1;
+	if (sched_setaffinity(0, sizeof(set), &set) == 0)
+		r->cpu = cpu;
 }
 
 static void free_dead(struct relay *r)

@@ -8,8 +8,8 @@
 
 const struct verb *const verbs[] = {
 	&verb_start, &verb_shell, &verb_stop, &verb_list, &verb_delete, &verb_edit,
-	&verb_create, &verb_restart, &verb_port, &verb_clone, &verb_rename, &verb_snapshot, &verb_copy, &verb_show_ssh,
-	&verb_protect, &verb_unprotect, &verb_factory_reset, &verb_prune,
+	&verb_create, &verb_restart, &verb_port, &verb_clone, &verb_rename, &verb_snapshot,
+	&verb_copy, &verb_show_ssh, &verb_protect, &verb_unprotect, &verb_factory_reset, &verb_prune,
 	&verb_validate, &verb_info, &verb_completion, &verb_help, &verb_hostagent,
 	&verb_complete, &verb_generate_doc, NULL,
 };
