@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "drivers/qemu/args.h"
+#include "drivers/qemu/talk.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -13,86 +14,26 @@ enum {
 	CHARDEV_MAX = 1000000,	/* a number above is nobody's we made */
 };
 
-struct change {			/* refs: the timer's handle and a call in flight */
+struct change {
+	struct talk talk;	/* its timer is the guest's deadline */
 	struct change_options o;
 	enum change_kind kind;
 	driver_done_fn done;
 	void *arg;
-	uv_timer_t timer;	/* the first turn, the guest's deadline, the end */
-	void (*next)(struct change *c);
-	void (*replied)(struct change *c, json_t *ret, const struct error *err);
-	unsigned refs;
-	bool freed, ended;
-	bool asking;			/* a call is in flight */
 	bool waiting, device_gone;	/* "out": asked for; DEVICE_DELETED came */
 	unsigned chardev;		/* "in": number of ours */
 	json_t *stale;			/* labels still to be removed */
-	struct error err;
+	struct error err;		/* why the device is not in */
 };
 
-/* --- turns and calls ------------------------------------------------------------ */
-
-static void unref(struct change *c)
-{
-	if (--c->refs > 0)
-		return;
-	json_decref(c->stale);
-	free(c);
-}
-
-static void on_closed(uv_handle_t *h)
-{
-	unref(h->data);
-}
-
-static void on_timer(uv_timer_t *timer)
-{
-	struct change *c = timer->data;
-
-	if (!c->freed)
-		c->next(c);
-}
-
-static void later(struct change *c, unsigned ms, void (*fn)(struct change *c))
-{
-	c->next = fn;
-	uv_timer_start(&c->timer, on_timer, ms, 0);
-}
-
-static void tell(struct change *c)
-{
-	c->done(c->arg, &c->err);
-}
-
-/* At the next turn, so that nobody is freed under our feet. */
 static void end(struct change *c, const struct error *err)
 {
-	if (c->ended)
-		return;
-	c->ended = true;
-	c->waiting = false;
-	if (err)
-		c->err = *err;
-	later(c, 0, tell);
+	talk_end(&c->talk, err);
 }
 
-static void on_reply(void *arg, json_t *ret, const struct error *err)
+static void call(struct change *c, const char *command, json_t *args, talk_reply_fn replied)
 {
-	struct change *c = arg;
-
-	c->asking = false;
-	if (!c->freed && !c->ended)
-		c->replied(c, ret, err);
-	unref(c);
-}
-
-static void call(struct change *c, const char *command, json_t *args,
-		 void (*replied)(struct change *c, json_t *ret, const struct error *err))
-{
-	c->replied = replied;
-	c->asking = true;
-	c->refs++;
-	qmp_call(c->o.qmp, command, args, CALL_MS, on_reply, c);
+	talk_call(&c->talk, command, args, CALL_MS, replied);
 }
 
 /* --- chardevs of devices that are gone ----------------------------------------------- */
@@ -115,8 +56,10 @@ static void chardevs_are_gone(struct change *c);
 static void remove_next(struct change *c);
 
 /* One that is still in use says so ("busy"), and stays. */
-static void on_removed(struct change *c, json_t *ret, const struct error *err)
+static void on_removed(void *arg, json_t *ret, const struct error *err)
 {
+	struct change *c = arg;
+
 	if (err->code)
 		log_debug("driver: %s", err->msg);
 	remove_next(c);
@@ -136,8 +79,9 @@ static void remove_next(struct change *c)
 
 /* The number after the highest: QEMU keeps the name of one from its command line
  * taken even when the chardev itself is removed. */
-static void on_chardevs(struct change *c, json_t *ret, const struct error *err)
+static void on_chardevs(void *arg, json_t *ret, const struct error *err)
 {
+	struct change *c = arg;
 	json_t *chardev;
 	size_t i;
 
@@ -161,8 +105,10 @@ static void on_chardevs(struct change *c, json_t *ret, const struct error *err)
 
 /* --- the vsock device in ---------------------------------------------------------- */
 
-static void on_plug_undone(struct change *c, json_t *ret, const struct error *err)
+static void on_plug_undone(void *arg, json_t *ret, const struct error *err)
 {
+	struct change *c = arg;
+
 	end(c, &c->err);
 }
 
@@ -171,20 +117,22 @@ static char *chardev_id(const struct change *c)
 	return xasprintf(QEMU_VSOCK_CHARDEV "%u", c->chardev);
 }
 
-static void on_device_added(struct change *c, json_t *ret, const struct error *err)
+static void on_device_added(void *arg, json_t *ret, const struct error *err)
 {
+	struct change *c = arg;
 	scoped_free char *id = chardev_id(c);
 
 	if (!err->code) {
-		end(c, NULL);
+		end(c, &ERROR_NONE);
 		return;
 	}
 	c->err = *err;
 	call(c, "chardev-remove", json_pack("{s:s}", "id", id), on_plug_undone);
 }
 
-static void on_chardev_added(struct change *c, json_t *ret, const struct error *err)
+static void on_chardev_added(void *arg, json_t *ret, const struct error *err)
 {
+	struct change *c = arg;
 	scoped_free char *id = chardev_id(c);
 
 	if (err->code)
@@ -201,7 +149,7 @@ static void chardevs_are_gone(struct change *c)
 	scoped_free char *id = chardev_id(c);
 
 	if (c->kind == CHANGE_VSOCK_OUT)
-		end(c, NULL);
+		end(c, &ERROR_NONE);
 	else
 		call(c, "chardev-add",
 		     json_pack("{s:s, s:{s:s, s:{s:{s:s, s:{s:s}}, s:b}}}", "id", id, "backend",
@@ -215,12 +163,13 @@ static void chardevs_are_gone(struct change *c)
 static void device_is_out(struct change *c)
 {
 	c->waiting = false;
-	uv_timer_stop(&c->timer);
+	talk_not_later(&c->talk);
 	call(c, "query-chardev", NULL, on_chardevs);
 }
 
-static void on_guest_silent(struct change *c)
+static void on_guest_silent(void *arg)
 {
+	struct change *c = arg;
 	struct error err = ERROR_NONE;
 
 	error_set(&err, -ETIMEDOUT, "the guest did not let go of its vsock device in %u s",
@@ -230,8 +179,10 @@ static void on_guest_silent(struct change *c)
 
 /* A guest may be asked only once for the same device; one that was asked by an
  * earlier host agent may still be about to obey. */
-static void on_device_del(struct change *c, json_t *ret, const struct error *err)
+static void on_device_del(void *arg, json_t *ret, const struct error *err)
 {
+	struct change *c = arg;
+
 	if (err->code && !strstr(err->msg, "already in the process of unplug") &&
 	    !strstr(err->msg, "not found"))
 		end(c, err);
@@ -251,13 +202,13 @@ void change_event(struct change *c, const char *name, json_t *data)
 {
 	const char *device = json_string_value(json_object_get(data, "device"));
 
-	if (!c->waiting || !device || !streq(device, QEMU_VSOCK_DEVICE))
+	if (c->talk.ended || !c->waiting || !device || !streq(device, QEMU_VSOCK_DEVICE))
 		return;
 	if (streq(name, "DEVICE_UNPLUG_GUEST_ERROR")) {
 		on_guest_refuses(c);
 	} else if (streq(name, "DEVICE_DELETED")) {
 		c->device_gone = true;
-		if (!c->asking)	/* else device_del's reply is next */
+		if (!c->talk.asking)	/* else device_del's reply is next */
 			device_is_out(c);
 	}
 }
@@ -285,7 +236,7 @@ static void on_devices_out(struct change *c, bool plugged)
 		return;
 	}
 	c->waiting = true;
-	later(c, c->o.guest_ms, on_guest_silent);
+	talk_later(&c->talk, c->o.guest_ms, on_guest_silent);
 	call(c, "device_del", json_pack("{s:s}", "id", QEMU_VSOCK_DEVICE), on_device_del);
 }
 
@@ -303,8 +254,9 @@ static void on_devices_in(struct change *c, bool plugged, bool has_port)
 		call(c, "query-chardev", NULL, on_chardevs);
 }
 
-static void on_devices(struct change *c, json_t *ret, const struct error *err)
+static void on_devices(void *arg, json_t *ret, const struct error *err)
 {
+	struct change *c = arg;
 	bool plugged = has_name(ret, QEMU_VSOCK_DEVICE);
 
 	if (err->code)
@@ -325,8 +277,9 @@ static void begin_vsock(struct change *c)
 
 /* The human monitor has no error codes: no text is done; "removed" and "not
  * found" are as it was wanted (QEMU net/slirp.c). */
-static void on_forward(struct change *c, json_t *ret, const struct error *err)
+static void on_forward(void *arg, json_t *ret, const struct error *err)
 {
+	struct change *c = arg;
 	const char *text = json_string_value(ret);
 	struct error failed = *err;
 
@@ -352,7 +305,7 @@ static void begin_forward(struct change *c)
 
 /* --- life --------------------------------------------------------------------------- */
 
-static void begin(struct change *c)
+static void begin(void *arg)
 {
 	static void (*const first[])(struct change *c) = {
 		[CHANGE_VSOCK_IN] = begin_vsock,
@@ -360,16 +313,30 @@ static void begin(struct change *c)
 		[CHANGE_SSH_ON] = begin_forward,
 		[CHANGE_SSH_OFF] = begin_forward,
 	};
+	struct change *c = arg;
 
-	if (c->o.qmp)
-		first[c->kind](c);
-	else
-		change_qmp_lost(c);
+	first[c->kind](c);
+}
+
+static void tell(void *arg)
+{
+	struct change *c = arg;
+
+	c->done(c->arg, &c->talk.err);
+}
+
+static void release(void *arg)
+{
+	struct change *c = arg;
+
+	json_decref(c->stale);
+	free(c);
 }
 
 struct change *change_begin(const struct change_options *o, enum change_kind kind,
 			    driver_done_fn done, void *arg)
 {
+	static const struct talk_owner owner_is = { begin, tell, release };
 	struct change *c = xnew(struct change);
 
 	c->o = *o;
@@ -377,25 +344,17 @@ struct change *change_begin(const struct change_options *o, enum change_kind kin
 	c->kind = kind;
 	c->done = done;
 	c->arg = arg;
-	uv_timer_init(&o->loop->uv, &c->timer);
-	c->timer.data = c;
-	c->refs = 1;
-	later(c, 0, begin);
+	talk_begin(&c->talk, o->loop, o->qmp, &owner_is, c);
 	return c;
 }
 
 void change_qmp_lost(struct change *c)
 {
-	struct error err = ERROR_NONE;
-
-	error_set(&err, -ECONNRESET, "the control channel to QEMU is lost");
-	end(c, &err);
+	talk_qmp_lost(&c->talk, "");
 }
 
 void change_free(struct change *c)
 {
-	if (!c || c->freed)
-		return;
-	c->freed = true;
-	uv_close((uv_handle_t *)&c->timer, on_closed);
+	if (c)
+		talk_free(&c->talk);
 }

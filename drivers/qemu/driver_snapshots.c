@@ -1,4 +1,5 @@
 #include <assert.h>
+#include <errno.h>
 
 #include "drivers/qemu/driver_impl.h"
 #include "lib/base/mem.h"
@@ -48,6 +49,7 @@ void vm_snapshots(struct driver *d, driver_snapshots_fn listed, void *arg)
 
 	assert(!vm->snapshot.under_way);
 	vm->snapshot.listed = listed;
+	vm->snapshot.done = NULL;
 	vm->snapshot.arg = arg;
 	vm->snapshot.under_way = qemu_snapshot_list(&o);
 }
@@ -78,6 +80,14 @@ void vm_snapshot_lost(struct qemu_vm *vm)
 
 void vm_snapshot_cancel(struct qemu_vm *vm)
 {
-	if (vm->snapshot.under_way)
-		qemu_snapshot_cancel(vm->snapshot.under_way);
+	const struct snapshot_list none = { 0 };
+	struct error canceled = ERROR_NONE;
+
+	if (!vm->snapshot.under_way)
+		return;
+	error_set(&canceled, -ECANCELED, "driver closed");
+	if (vm->snapshot.done)
+		on_done(vm, &canceled);
+	else
+		on_listed(vm, &none, &canceled);
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "drivers/qemu/args.h"
+#include "drivers/qemu/talk.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -11,92 +12,34 @@ enum { CALL_MS = 10 * 1000 };
 /* One at a time, so one name is enough. */
 #define JOB_ID "lima-snapshot"
 
-struct qemu_snapshot {		/* refs: the timer's handle and calls in flight */
+struct qemu_snapshot {
+	struct talk talk;	/* its timer is the job's deadline */
 	struct qemu_snapshot_options o;
 	bool listing;
 	enum snapshot_change change;
 	char *tag;
-	uv_timer_t timer;	/* the first turn, the job's deadline, the end */
-	void (*next)(struct qemu_snapshot *s);
-	void (*replied)(struct qemu_snapshot *s, json_t *ret, const struct error *err);
-	unsigned refs;
-	bool freed, ended;
 	bool job_begun;		/* its command was answered */
 	bool concluded;
 	struct snapshot_list list;
-	struct error err;
+	struct error err;	/* why the job failed */
 };
 
-/* --- turns and calls ------------------------------------------------------------ */
-
-static void unref(struct qemu_snapshot *s)
-{
-	if (--s->refs > 0)
-		return;
-	snapshot_list_done(&s->list);
-	free(s->tag);
-	free(s);
-}
-
-static void on_closed(uv_handle_t *h)
-{
-	unref(h->data);
-}
-
-static void on_timer(uv_timer_t *timer)
-{
-	struct qemu_snapshot *s = timer->data;
-
-	if (!s->freed)
-		s->next(s);
-}
-
-static void later(struct qemu_snapshot *s, unsigned ms, void (*fn)(struct qemu_snapshot *s))
-{
-	s->next = fn;
-	uv_timer_start(&s->timer, on_timer, ms, 0);
-}
-
-static void tell(struct qemu_snapshot *s)
-{
-	if (s->listing)
-		s->o.listed(s->o.arg, &s->list, &s->err);
-	else
-		s->o.done(s->o.arg, &s->err);
-}
-
-/* At the next turn, so that nobody is freed under our feet. */
 static void end(struct qemu_snapshot *s, const struct error *err)
 {
-	if (s->ended)
-		return;
-	s->ended = true;
-	if (err)
-		s->err = *err;
-	later(s, 0, tell);
-}
-
-static void on_reply(void *arg, json_t *ret, const struct error *err)
-{
-	struct qemu_snapshot *s = arg;
-
-	if (!s->freed && !s->ended)
-		s->replied(s, ret, err);
-	unref(s);
+	talk_end(&s->talk, err);
 }
 
 static void call(struct qemu_snapshot *s, const char *command, json_t *args, unsigned ms,
-		 void (*replied)(struct qemu_snapshot *s, json_t *ret, const struct error *err))
+		 talk_reply_fn replied)
 {
-	s->replied = replied;
-	s->refs++;
-	qmp_call(s->o.qmp, command, args, ms, on_reply, s);
+	talk_call(&s->talk, command, args, ms, replied);
 }
 
 /* --- which there are --------------------------------------------------------------- */
 
-static void on_nodes(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_nodes(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
 	struct error none = ERROR_NONE;
 	const json_t *node;
 	size_t i;
@@ -115,7 +58,7 @@ static void on_nodes(struct qemu_snapshot *s, json_t *ret, const struct error *e
 			break;
 		snapshot_list_parse(&s->list, json_object_get(json_object_get(node, "image"),
 							      "snapshots"));
-		end(s, NULL);
+		end(s, &ERROR_NONE);
 		return;
 	}
 	error_set(&none, -ENOTSUP, "the disk of this machine cannot hold snapshots, only qcow2 can");
@@ -130,8 +73,10 @@ static void begin_list(struct qemu_snapshot *s)
 
 /* --- after a load that failed -------------------------------------------------------- */
 
-static void on_going_on(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_going_on(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
+
 	if (err->code) {
 		log_warn("driver: %s", err->msg);
 		error_append(&s->err, "; the guest stands still, end it with: limactl stop --force");
@@ -139,8 +84,10 @@ static void on_going_on(struct qemu_snapshot *s, json_t *ret, const struct error
 	end(s, &s->err);
 }
 
-static void on_was_reset(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_was_reset(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
+
 	if (err->code)
 		log_warn("driver: %s", err->msg);
 	call(s, "cont", NULL, CALL_MS, on_going_on);
@@ -160,8 +107,9 @@ static bool nothing_was_changed(const char *text)
 	return false;
 }
 
-static void on_status_after_load(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_status_after_load(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
 	const char *status = json_string_value(json_object_get(ret, "status"));
 
 	if (err->code || !status || !streq(status, "restore-vm")) {
@@ -200,8 +148,10 @@ static bool is_concluded(const json_t *job)
 }
 
 /* What is not dismissed now is by the next change. */
-static void on_dismissed(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_dismissed(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
+
 	if (err->code)
 		log_debug("driver: %s", err->msg);
 	if (s->err.code && s->change == SNAPSHOT_APPLY)
@@ -210,14 +160,14 @@ static void on_dismissed(struct qemu_snapshot *s, json_t *ret, const struct erro
 		end(s, &s->err);
 }
 
-static void dismiss(struct qemu_snapshot *s,
-		    void (*replied)(struct qemu_snapshot *s, json_t *ret, const struct error *err))
+static void dismiss(struct qemu_snapshot *s, talk_reply_fn replied)
 {
 	call(s, "job-dismiss", json_pack("{s:s}", "id", JOB_ID), CALL_MS, replied);
 }
 
-static void on_result(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_result(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
 	const json_t *job = our_job(ret);
 	const char *text = json_string_value(json_object_get(job, "error"));
 	struct error failed = *err;
@@ -238,12 +188,13 @@ static void on_result(struct qemu_snapshot *s, json_t *ret, const struct error *
 
 static void job_is_over(struct qemu_snapshot *s)
 {
-	uv_timer_stop(&s->timer);
+	talk_not_later(&s->talk);
 	call(s, "query-jobs", NULL, CALL_MS, on_result);
 }
 
-static void on_deadline(struct qemu_snapshot *s)
+static void on_deadline(void *arg)
 {
+	struct qemu_snapshot *s = arg;
 	struct error err = ERROR_NONE;
 
 	error_set(&err, -ETIMEDOUT, "QEMU was not done in %u s and goes on; the guest stands still "
@@ -255,7 +206,7 @@ void qemu_snapshot_event(struct qemu_snapshot *s, const char *name, json_t *data
 {
 	const char *id = json_string_value(json_object_get(data, "id"));
 
-	if (s->listing || s->ended || !streq(name, "JOB_STATUS_CHANGE") || !id ||
+	if (s->listing || s->talk.ended || !streq(name, "JOB_STATUS_CHANGE") || !id ||
 	    !streq(id, JOB_ID) || !is_concluded(data) || s->concluded)
 		return;
 	s->concluded = true;
@@ -263,8 +214,10 @@ void qemu_snapshot_event(struct qemu_snapshot *s, const char *name, json_t *data
 		job_is_over(s);
 }
 
-static void on_job_begun(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_job_begun(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
+
 	if (err->code) {
 		end(s, err);
 		return;
@@ -287,21 +240,24 @@ static void begin_job(struct qemu_snapshot *s)
 	if (s->change != SNAPSHOT_DELETE)
 		json_object_set_new(args, "vmstate", json_string(QEMU_DISK_NODE));
 	s->concluded = false;	/* of this job nothing came yet */
-	later(s, s->o.job_ms, on_deadline);
+	talk_later(&s->talk, s->o.job_ms, on_deadline);
 	/* longer than the deadline, which says it better */
 	call(s, commands[s->change], args, s->o.job_ms + CALL_MS, on_job_begun);
 }
 
-static void on_stale_dismissed(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_stale_dismissed(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
+
 	if (err->code)
 		end(s, err);
 	else
 		begin_job(s);
 }
 
-static void on_jobs(struct qemu_snapshot *s, json_t *ret, const struct error *err)
+static void on_jobs(void *arg, json_t *ret, const struct error *err)
 {
+	struct qemu_snapshot *s = arg;
 	const json_t *job = our_job(ret);
 	struct error busy = ERROR_NONE;
 
@@ -327,25 +283,42 @@ static void begin_change(struct qemu_snapshot *s)
 
 /* --- life --------------------------------------------------------------------------- */
 
-static void begin(struct qemu_snapshot *s)
+static void begin(void *arg)
 {
-	if (!s->o.qmp)
-		qemu_snapshot_qmp_lost(s);
-	else if (s->listing)
+	struct qemu_snapshot *s = arg;
+
+	if (s->listing)
 		begin_list(s);
 	else
 		begin_change(s);
 }
 
+static void tell(void *arg)
+{
+	struct qemu_snapshot *s = arg;
+
+	if (s->listing)
+		s->o.listed(s->o.arg, &s->list, &s->talk.err);
+	else
+		s->o.done(s->o.arg, &s->talk.err);
+}
+
+static void release(void *arg)
+{
+	struct qemu_snapshot *s = arg;
+
+	snapshot_list_done(&s->list);
+	free(s->tag);
+	free(s);
+}
+
 static struct qemu_snapshot *new(const struct qemu_snapshot_options *o)
 {
+	static const struct talk_owner owner_is = { begin, tell, release };
 	struct qemu_snapshot *s = xnew(struct qemu_snapshot);
 
 	s->o = *o;
-	uv_timer_init(&o->loop->uv, &s->timer);
-	s->timer.data = s;
-	s->refs = 1;
-	later(s, 0, begin);
+	talk_begin(&s->talk, o->loop, o->qmp, &owner_is, s);
 	return s;
 }
 
@@ -369,25 +342,12 @@ struct qemu_snapshot *qemu_snapshot_change(const struct qemu_snapshot_options *o
 
 void qemu_snapshot_qmp_lost(struct qemu_snapshot *s)
 {
-	struct error err = ERROR_NONE;
-
-	error_set(&err, -ECONNRESET, "the control channel to QEMU is lost%s",
-		  s->job_begun || s->concluded ? "; `limactl snapshot list` shows what came of it" : "");
-	end(s, &err);
-}
-
-void qemu_snapshot_cancel(struct qemu_snapshot *s)
-{
-	s->ended = true;
-	s->err = ERROR_NONE;
-	error_set(&s->err, -ECANCELED, "driver closed");
-	tell(s);
+	talk_qmp_lost(&s->talk, s->job_begun || s->concluded ?
+		      "; `limactl snapshot list` shows what came of it" : "");
 }
 
 void qemu_snapshot_free(struct qemu_snapshot *s)
 {
-	if (!s || s->freed)
-		return;
-	s->freed = true;
-	uv_close((uv_handle_t *)&s->timer, on_closed);
+	if (s)
+		talk_free(&s->talk);
 }
