@@ -18,10 +18,12 @@ struct qemu_snapshot {
 	bool listing;
 	enum snapshot_change change;
 	char *tag;
-	bool job_begun;		/* its command was answered */
+	bool job_asked, job_begun;	/* its command went out; was answered */
 	bool concluded;
 	struct snapshot_list list;
-	struct error err;	/* why the job failed */
+	char *text;		/* why the job failed, as QEMU has it */
+	struct error err;	/* … and as the user reads it */
+	bool goes_on;		/* after a load that failed: it ran before */
 };
 
 static void end(struct qemu_snapshot *s, const struct error *err)
@@ -73,38 +75,61 @@ static void begin_list(struct qemu_snapshot *s)
 
 /* --- after a load that failed -------------------------------------------------------- */
 
+static void stands_still(struct qemu_snapshot *s, const struct error *why)
+{
+	log_warn("driver: %s", why->msg);
+	error_append(&s->err, "; the guest stands still, end it with: limactl stop --force");
+	end(s, &s->err);
+}
+
 static void on_going_on(void *arg, json_t *ret, const struct error *err)
 {
 	struct qemu_snapshot *s = arg;
 
-	if (err->code) {
-		log_warn("driver: %s", err->msg);
-		error_append(&s->err, "; the guest stands still, end it with: limactl stop --force");
-	}
-	end(s, &s->err);
+	if (err->code)
+		stands_still(s, err);
+	else
+		end(s, &s->err);
 }
 
 static void on_was_reset(void *arg, json_t *ret, const struct error *err)
 {
 	struct qemu_snapshot *s = arg;
 
-	if (err->code)
-		log_warn("driver: %s", err->msg);
-	call(s, "cont", NULL, CALL_MS, on_going_on);
+	if (err->code)		/* with half of its memory of then it must not run */
+		stands_still(s, err);
+	else if (s->goes_on)
+		call(s, "cont", NULL, CALL_MS, on_going_on);
+	else
+		end(s, &s->err);
 }
 
-/* QEMU migration/savevm.c, load_snapshot(): what it says before it touches the disk. */
+/* QEMU migration/savevm.c, load_snapshot(): how the texts begin that it has before it
+ * touches the disk. What comes later in them may be a tag, which is anything. */
 static bool nothing_was_changed(const char *text)
 {
 	static const char *const before[] = {
-		"does not exist", "does not have", "does not support snapshots", "disk-only",
-		"No block device", "not found", "is not a", "Not enough", "blocked",
+		"Snapshot '", "Snapshot can not be found", "This is a disk-only", "Device '",
+		"No block device", "vmstate block device", "Could not check", "Record/replay",
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(before); i++)
-		if (strstr(text, before[i]))
+		if (strncmp(text, before[i], strlen(before[i])) == 0)
 			return true;
 	return false;
+}
+
+/* Disk and memory no longer belong together. */
+static void reset_guest(struct qemu_snapshot *s)
+{
+	if (strncmp(s->text, "Could not load", strlen("Could not load")) == 0)
+		error_append(&s->err, "; the disk could not be set back, or not whole: the guest boots "
+			     "from the disk as it is now");
+	else
+		error_append(&s->err, "; the disk is of the snapshot, the memory could not be set back "
+			     "(another QEMU, other CPUs or other memory than then): the guest boots "
+			     "from that disk");
+	call(s, "system_reset", NULL, CALL_MS, on_was_reset);
 }
 
 static void on_status_after_load(void *arg, json_t *ret, const struct error *err)
@@ -112,16 +137,18 @@ static void on_status_after_load(void *arg, json_t *ret, const struct error *err
 	struct qemu_snapshot *s = arg;
 	const char *status = json_string_value(json_object_get(ret, "status"));
 
-	if (err->code || !status || !streq(status, "restore-vm")) {
-		end(s, &s->err);
-	} else if (nothing_was_changed(s->err.msg)) {
-		call(s, "cont", NULL, CALL_MS, on_going_on);
-	} else {
-		error_append(&s->err, "; the disk is of the snapshot, the memory could not be set back "
-			     "(another QEMU, other CPUs or other memory than then): the guest boots "
-			     "from that disk");
-		call(s, "system_reset", NULL, CALL_MS, on_was_reset);
+	if (err->code) {
+		stands_still(s, err);
+		return;
 	}
+	/* else it stood still before, and is to go on when whoever stopped it says so */
+	s->goes_on = status && streq(status, "restore-vm");
+	if (!nothing_was_changed(s->text))
+		reset_guest(s);
+	else if (s->goes_on)
+		call(s, "cont", NULL, CALL_MS, on_going_on);
+	else
+		end(s, &s->err);
 }
 
 /* --- the job ---------------------------------------------------------------------- */
@@ -181,6 +208,7 @@ static void on_result(void *arg, json_t *ret, const struct error *err)
 	if (text) {
 		scoped_free char *shown = log_escape(text, 400);
 
+		s->text = xstrdup(text);
 		error_set(&s->err, -EREMOTEIO, "QEMU: %s", shown);
 	}
 	dismiss(s, on_dismissed);
@@ -239,6 +267,7 @@ static void begin_job(struct qemu_snapshot *s)
 
 	if (s->change != SNAPSHOT_DELETE)
 		json_object_set_new(args, "vmstate", json_string(QEMU_DISK_NODE));
+	s->job_asked = true;
 	s->concluded = false;	/* of this job nothing came yet */
 	talk_later(&s->talk, s->o.job_ms, on_deadline);
 	/* longer than the deadline, which says it better */
@@ -308,6 +337,7 @@ static void release(void *arg)
 	struct qemu_snapshot *s = arg;
 
 	snapshot_list_done(&s->list);
+	free(s->text);
 	free(s->tag);
 	free(s);
 }
@@ -342,7 +372,7 @@ struct qemu_snapshot *qemu_snapshot_change(const struct qemu_snapshot_options *o
 
 void qemu_snapshot_qmp_lost(struct qemu_snapshot *s)
 {
-	talk_qmp_lost(&s->talk, s->job_begun || s->concluded ?
+	talk_qmp_lost(&s->talk, s->job_asked ?
 		      "; `limactl snapshot list` shows what came of it" : "");
 }
 

@@ -11,9 +11,9 @@
  * the deadline is that of the whole, and grows with the guest's memory.
  *
  * A load that fails leaves the vCPUs stopped (QEMU 7.2 to 10 do). When nothing was
- * changed they are let go on. When the disk was set back already and the memory was
- * not, they are reset first: the guest boots from the disk it has now, as after a
- * power cut at that time.
+ * changed they are let go on. Otherwise the disk may be set back already and the memory
+ * is not, so they are reset first: the guest boots from the disk it has now, as after a
+ * power cut at that time. One that was paused before is reset and stays paused.
  */
 #pragma once
 

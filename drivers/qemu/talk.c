@@ -49,7 +49,8 @@ static void on_reply(void *arg, json_t *ret, const struct error *err)
 	struct talk *t = arg;
 
 	t->asking = false;
-	if (!t->freed && !t->ended)
+	/* a lost connection is told to its owner next, and talk_qmp_lost() says it better */
+	if (!t->freed && !t->ended && err->code != -ECONNRESET)
 		t->replied(t->owner, ret, err);
 	unref(t);
 }

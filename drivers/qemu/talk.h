@@ -49,7 +49,8 @@ void talk_call(struct talk *t, const char *command, json_t *args, unsigned ms,
 	       talk_reply_fn replied);
 /* The first end counts. @err may be t->err. */
 void talk_end(struct talk *t, const struct error *err);
-/* The connection is gone: ends with -ECONNRESET. @more: for the text, "" nothing. */
+/* The connection is gone: ends with -ECONNRESET. @more: for the text, "" nothing. Is to
+ * be called then: steps do not get that code. */
 void talk_qmp_lost(struct talk *t, const char *more);
 /* Any time, twice is fine; no step follows but release. */
 void talk_free(struct talk *t);

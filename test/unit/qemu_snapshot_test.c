@@ -162,23 +162,82 @@ static void test_qemu_snapshot_load_refused(void **state)
 	qmp_world_finish(&w);
 }
 
+/* @text is why the load failed, @status what the guest does after it; returns what was
+ * said after the job. */
+static char *load_fails(struct qmp_world *w, const char *status, const char *text)
+{
+	scoped_free char *runs = xasprintf("{\"status\": \"%s\", \"running\": false}", status);
+	scoped_free char *jobs = xasprintf(FAILED("%s"), text);
+	scoped_free char *said = NULL;
+	const char *job = "query-jobs snapshot-load query-jobs job-dismiss query-status";
+
+	mock_qmp_answer(w->mock, "query-status", runs);
+	ask(w, SNAPSHOT_APPLY);
+	job_ends(w, "snapshot-load", jobs);
+	assert_int_equal(w->err.code, -EREMOTEIO);
+	said = qmp_world_said(w, false);
+	assert_int_equal(strncmp(said, job, strlen(job)), 0);
+	return xstrdup(said + strlen(job));
+}
+
 static void test_qemu_snapshot_load_fails_half_way(void **state)
 {
+	scoped_free char *said = NULL;
 	struct qmp_world w;
 
 	begin(&w);
-	mock_qmp_answer(w.mock, "query-status", "{\"status\": \"restore-vm\", \"running\": false}");
-	ask(&w, SNAPSHOT_APPLY);
-	job_ends(&w, "snapshot-load", FAILED("Error -22 while loading VM state"));
-	assert_int_equal(w.err.code, -EREMOTEIO);
+	said = load_fails(&w, "restore-vm", "Error -22 while loading VM state");
 	assert_non_null(strstr(w.err.msg, "the guest boots from that disk"));
-	assert_said(&w, "query-jobs snapshot-load query-jobs job-dismiss query-status system_reset "
-		    "cont");
-	mock_qmp_answer(w.mock, "query-jobs", "[]");
+	assert_string_equal(said, " system_reset cont");
+	qmp_world_finish(&w);
+}
+
+/* A tag is anything, also what QEMU says when it changed nothing. */
+static void test_qemu_snapshot_load_fails_on_the_disk(void **state)
+{
+	scoped_free char *said = NULL;
+	struct qmp_world w;
+
+	begin(&w);
+	said = load_fails(&w, "restore-vm", "Could not load snapshot 'not found, does not exist' on "
+			  "'disk': Failed to load snapshot: Input/output error");
+	assert_null(strstr(w.err.msg, "memory could not"));	/* nobody got that far */
+	assert_non_null(strstr(w.err.msg, "the guest boots from the disk"));
+	assert_string_equal(said, " system_reset cont");
+	qmp_world_finish(&w);
+}
+
+/* A guest that stood still before does not go on, least of all with half a memory. */
+static void test_qemu_snapshot_load_fails_of_a_paused_guest(void **state)
+{
+	scoped_free char *said = NULL, *untouched = NULL;
+	struct qmp_world w;
+
+	begin(&w);
+	said = load_fails(&w, "io-error", "Error -22 while loading VM state");
+	assert_string_equal(said, " system_reset");
+	qmp_world_finish(&w);
+	begin(&w);
+	untouched = load_fails(&w, "paused", "Snapshot 'before' does not exist in one or more devices");
+	assert_string_equal(untouched, "");
+	qmp_world_finish(&w);
+}
+
+static void test_qemu_snapshot_load_fails_and_so_does_the_reset(void **state)
+{
+	scoped_free char *said = NULL, *no_cont = NULL;
+	struct qmp_world w;
+
+	begin(&w);
+	mock_qmp_answer(w.mock, "system_reset", "\"!no\"");
+	said = load_fails(&w, "restore-vm", "Error -22 while loading VM state");
+	assert_string_equal(said, " system_reset");
+	assert_non_null(strstr(w.err.msg, "limactl stop --force"));
+	qmp_world_finish(&w);
+	begin(&w);
 	mock_qmp_answer(w.mock, "cont", "\"!Resetting the Virtual Machine is required\"");
-	ask(&w, SNAPSHOT_APPLY);
-	qmp_world_until(&w, qmp_world_was_asked(&w, "query-jobs"));
-	job_ends(&w, "snapshot-load", FAILED("Error -22 while loading VM state"));
+	no_cont = load_fails(&w, "restore-vm", "Error -22 while loading VM state");
+	assert_string_equal(no_cont, " system_reset cont");
 	assert_non_null(strstr(w.err.msg, "limactl stop --force"));
 	qmp_world_finish(&w);
 }
@@ -239,10 +298,13 @@ static void test_qemu_snapshot_qmp_goes_away(void **state)
 
 	begin(&w);
 	ask(&w, SNAPSHOT_CREATE);
+	qmp_world_until(&w, qmp_world_was_asked(&w, "query-jobs"));
+	w.mock->silent = true;		/* as QEMU is while the job runs */
 	qmp_world_until(&w, qmp_world_was_asked(&w, "snapshot-save"));
 	mock_qmp_close(steal_ptr(&w.mock));
 	qmp_world_until(&w, w.n_done);
 	assert_int_equal(w.err.code, -ECONNRESET);
+	assert_non_null(strstr(w.err.msg, "channel to QEMU is lost; `limactl snapshot list` shows"));
 	ask(&w, SNAPSHOT_CREATE);	/* and where there was none from the start */
 	qmp_world_until(&w, w.n_done);
 	assert_int_equal(w.err.code, -ECONNRESET);
@@ -297,6 +359,9 @@ int main(void)
 		cmocka_unit_test(test_qemu_snapshot_job_fails),
 		cmocka_unit_test(test_qemu_snapshot_load_refused),
 		cmocka_unit_test(test_qemu_snapshot_load_fails_half_way),
+		cmocka_unit_test(test_qemu_snapshot_load_fails_on_the_disk),
+		cmocka_unit_test(test_qemu_snapshot_load_fails_of_a_paused_guest),
+		cmocka_unit_test(test_qemu_snapshot_load_fails_and_so_does_the_reset),
 		cmocka_unit_test(test_qemu_snapshot_stale_job),
 		cmocka_unit_test(test_qemu_snapshot_of_an_old_qemu),
 		cmocka_unit_test(test_qemu_snapshot_deadline),
