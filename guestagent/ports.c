@@ -107,8 +107,10 @@ static int look(struct ports *p, unsigned protos, struct port_set *ret, struct e
 		return rc;
 	port_set_add_all(ret, &p->tcp);
 	port_set_add_all(ret, &p->udp);
-	if (p->nat)
+	if (p->nat) {
+		ports_nat_note_listeners(p->nat, &p->tcp);
 		ports_nat_add(p->nat, ret);
+	}
 	if (!port_set_seal(ret))
 		log_warn_limited("ports: more than %d ports serve, the rest is left out",
 				 PORT_SET_MAX);

@@ -42,8 +42,9 @@ struct ports_nat {
 	bool wanted;			/* read again */
 	bool legacy_there;
 	uint64_t next_allowed_ms;
-	pthread_mutex_t lock;		/* guards known: written on the loop only */
+	pthread_mutex_t lock;		/* guards these two: written on the loop only */
 	struct nat_ports known;
+	uint8_t listens[65536 / 8];	/* a bit for each TCP port that has a socket */
 	bool closing;
 	unsigned open_parts;
 	void (*closed)(void *arg);
@@ -329,6 +330,22 @@ void ports_nat_add(const struct ports_nat *n, struct port_set *ret)
 
 /* --- dialing -------------------------------------------------------------- */
 
+void ports_nat_note_listeners(struct ports_nat *n, const struct port_set *tcp)
+{
+	if (n->known.len == 0)
+		return;
+	pthread_mutex_lock(&n->lock);
+	memset(n->listens, 0, sizeof(n->listens));
+	for (size_t i = 0; i < tcp->len; i++)
+		n->listens[tcp->items[i].port / 8] |= 1u << tcp->items[i].port % 8;
+	pthread_mutex_unlock(&n->lock);
+}
+
+static bool has_listener(const struct ports_nat *n, uint16_t port)
+{
+	return n->listens[port / 8] >> port % 8 & 1;
+}
+
 static bool dial_matches(const union dial_addr *to, const struct port *p)
 {
 	static const uint8_t any[16];
@@ -362,7 +379,8 @@ static void dial_add(struct dial *d, const struct port *p)
 	}
 }
 
-void ports_nat_dial(struct ports_nat *n, int proto, struct dial *d)
+/* What leads to @to by rules; @ret_listens: a socket does as well. */
+static struct dial find(struct ports_nat *n, int proto, const union dial_addr *to, bool *ret_listens)
 {
 	struct dial more = { 0 };
 
@@ -370,15 +388,24 @@ void ports_nat_dial(struct ports_nat *n, int proto, struct dial *d)
 	for (size_t i = 0; i < n->known.len && more.len == 0; i++) {
 		const struct nat_port *p = &n->known.items[i];
 
-		if (p->port.proto != proto || !dial_matches(&d->addrs[0], &p->port))
+		if (p->port.proto != proto || !dial_matches(to, &p->port))
 			continue;
 		if (p->output)
 			dial_add(&more, &p->via);
 		if (!p->output || proto == IPPROTO_TCP)
 			dial_add(&more, &p->target);
+		*ret_listens = proto == IPPROTO_TCP && has_listener(n, p->port.port);
 	}
 	pthread_mutex_unlock(&n->lock);
-	if (proto == IPPROTO_UDP && more.len > 0) {
+	return more;
+}
+
+void ports_nat_dial(struct ports_nat *n, int proto, struct dial *d)
+{
+	bool listens = false;
+	struct dial more = find(n, proto, &d->addrs[0], &listens);
+
+	if (more.len > 0 && !listens) {
 		struct dial first = *d;
 
 		*d = more;

@@ -32,8 +32,13 @@ void ports_nat_rescan(struct ports_nat *n);
 /* Adds what is published to @ret. */
 void ports_nat_add(const struct ports_nat *n, struct port_set *ret);
 
-/* Adds to @d what else leads to a published port. TCP: behind what is there, to
- * be tried when that refuses. UDP, where nothing refuses: in front. Any thread. */
+/* Which sockets listen, for ports_nat_dial(); after every look. */
+void ports_nat_note_listeners(struct ports_nat *n, const struct port_set *tcp);
+
+/* Adds to @d what else leads to a published port: in front of what is there, since
+ * where rules rewrite what goes to 127.0.0.1, but not where it comes from, the kernel
+ * throws it away and nothing refuses (route_localnet in Linux' ip-sysctl). Only behind
+ * it when a TCP socket listens there as well. Any thread. */
 void ports_nat_dial(struct ports_nat *n, int proto, struct dial *d);
 
 /* No @changed follows; @closed runs when all is freed. */

@@ -44,8 +44,8 @@ enum {
 struct relay_options {		/* 0: the default */
 	unsigned connections_max;	/* fewer where RLIMIT_NOFILE allows fewer */
 	unsigned idle_max;
-	/* Adds to where a connection may go, asked when nobody answered at the
-	 * address itself. On the relay's thread. NULL: nowhere else. */
+	/* Adds to where a connection may go besides the address itself, in front or
+	 * behind. On the relay's thread. NULL: nowhere else. */
 	void (*dial_more)(void *arg, struct dial *d);
 	/* The CPU the thread is to run on, -1: any. On the relay's thread, every few
 	 * seconds in which it has work. NULL: on any. */

@@ -296,13 +296,8 @@ static void dial(struct relay_conn *c, int last, const uint8_t *data, size_t len
 	size_t written = 0;
 
 	dial_from_bytes(c->hello.ip, ntohs(c->hello.port), &to);
-	for (bool more = true;;) {
-		if (c->dialled >= to.len && more) {
-			relay_dial_more(c->relay, &to);
-			more = false;
-		}
-		if (c->dialled >= to.len)
-			break;
+	relay_dial_more(c->relay, &to);
+	while (c->dialled < to.len) {
 		last = dial_next(c, &to, data, len, &written);
 		if (last != 0 && last != -EINPROGRESS)
 			continue;

@@ -301,19 +301,24 @@ static void on_retry_closed(uv_handle_t *h)
 	try_connect(t);
 }
 
+static void on_connect_failed(struct tcp *t, int code)
+{
+	if (t->tried == t->to.len) {
+		refuse(t, code);
+		return;
+	}
+	t->sock_made = false;	/* tcp_close() leaves it alone from here on */
+	uv_close((uv_handle_t *)&t->sock, on_retry_closed);
+}
+
 static void on_connected(uv_connect_t *req, int status)
 {
 	struct tcp *t = req->data;
 
 	if (t->closing || status == UV_ECANCELED)
 		return;
-	if (status < 0 && t->tried < t->to.len) {
-		t->sock_made = false;	/* tcp_close() leaves it alone from here on */
-		uv_close((uv_handle_t *)&t->sock, on_retry_closed);
-		return;
-	}
 	if (status < 0) {
-		refuse(t, status);
+		on_connect_failed(t, status);
 		return;
 	}
 	t->connected = true;
@@ -349,9 +354,10 @@ static void try_connect(struct tcp *t)
 	t->handles++;
 	if (uv_fileno((uv_handle_t *)&t->sock, &fd) == 0)
 		dial_set_buffers(fd, tunnels_count(t->base.owner));
+	/* At once: no route, no such address here, as ::1 without IPv6. */
 	rc = uv_tcp_connect(&t->connect, &t->sock, &to->sa, on_connected);
 	if (rc < 0)
-		refuse(t, rc);
+		on_connect_failed(t, rc);
 }
 
 void tunnel_tcp_open(struct tunnels *owner, struct guest_stream *s, const struct dial *to)

@@ -474,6 +474,31 @@ static void test_tcp_wildcard(void **state)
 	}
 }
 
+/* TCP to a broadcast address is ENETUNREACH before connect() returns, as ::1 fails in
+ * a guest without IPv6. */
+static void add_unreachable(void *arg, int proto, struct dial *d)
+{
+	d->addrs[1] = d->addrs[0];
+	assert_int_equal(dial_parse("255.255.255.255:9", d), 0);
+	d->len = 2;
+}
+
+static void test_tcp_next_address_when_one_fails_at_once(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	char addr[64];
+	scoped_fd int l = server_socket(SOCK_STREAM, addr);
+
+	fixture_start(&f);
+	tunnels_set_more(f.tunnels, add_unreachable, NULL);
+	tunnels_open(f.tunnels, &s, IPPROTO_TCP, addr);
+	wait_for(&f, s.opened);
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
 /* --- UDP ------------------------------------------------------------------ */
 
 static void test_udp_sizes_both_ways(void **state)
@@ -631,6 +656,7 @@ int main(void)
 		cmocka_unit_test(test_tcp_server_is_slow),
 		cmocka_unit_test(test_tcp_ends_while_connecting),
 		cmocka_unit_test(test_tcp_wildcard),
+		cmocka_unit_test(test_tcp_next_address_when_one_fails_at_once),
 		cmocka_unit_test(test_udp_sizes_both_ways),
 		cmocka_unit_test(test_udp_nobody_there),
 		cmocka_unit_test(test_udp_server_goes_away),
