@@ -11,6 +11,8 @@
   streams.py many PORT N            N connections at once, each echoes its own name
   streams.py reuse CONTROL PORT N   a server on one port stopped and started N times
   streams.py busy-clients PORT SECONDS  clients that connect, talk and leave, as k3s does
+  streams.py idle SECONDS PORT…     connections on which nothing is said, until the time is
+                                    up or SIGUSR1 comes, and which must work then
 
 A connection to the lab begins with one line that says what the server shall do.
 Every wait has a deadline: a forward that hangs fails its test.
@@ -114,6 +116,17 @@ def do_stall(c):
 
 def do_stall_end(c):
     note("stall-end", "")
+
+
+def do_told(c, key):
+    """Speaks only when another connection says so."""
+    with changed:
+        changed.wait_for(lambda: key in results)
+    c.sendall(b"told")
+
+
+def do_tell(c, key):
+    note(key, "")
 
 
 def do_source(c, n):
@@ -570,6 +583,64 @@ def busy_clients(port, seconds):
         t.start()
     for t in threads:
         t.join()
+    sys.exit("\n".join(bad) if bad else 0)
+
+
+# --- nothing for a long time ---------------------------------------------------
+
+def idle_said_nothing(port):
+    with connect(port, "echo") as s:
+        yield
+        s.sendall(b"still?")
+        assert exactly(s, 6) == b"still?"
+
+
+def idle_talked(port):
+    with connect(port, "echo") as s:
+        s.sendall(b"before")
+        assert exactly(s, 6) == b"before"
+        yield
+        s.sendall(b"after")
+        s.shutdown(socket.SHUT_WR)
+        assert receive(s) == b"after"
+
+
+def idle_client_ended(port):
+    """Its side only: the server may speak hours later."""
+    k = key("told", port)
+    with connect(port, f"told {k}") as s:
+        s.shutdown(socket.SHUT_WR)
+        yield
+        with connect(port, f"tell {k}"):
+            pass
+        assert receive(s) == b"told"
+
+
+def idle_server_ended(port):
+    k = key("closed", port)
+    with connect(port, f"watch_closed {k}") as s:
+        assert receive(s) == b"!"
+        yield
+        s.sendall(b"12345")
+        s.shutdown(socket.SHUT_WR)
+        assert result(port, k) == "eof 5"
+
+
+def idle(seconds, *ports):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    kept = [(f"port {port}, {name[5:]}", open_it(port))
+            for port in ports for name, open_it in globals().items() if name.startswith("idle_")]
+    for _, it in kept:
+        next(it)
+    print(f"{len(kept)} connections open", flush=True)
+    began, bad = time.monotonic(), []
+    signal.sigtimedwait({signal.SIGUSR1}, float(seconds))
+    for name, it in kept:
+        try:
+            next(it, None)
+        except (OSError, AssertionError) as e:
+            bad.append(f"{name}: {type(e).__name__} {e}")
+    print(f"{len(kept) - len(bad)} of {len(kept)} work after {time.monotonic() - began:.0f} s", flush=True)
     sys.exit("\n".join(bad) if bad else 0)
 
 
