@@ -119,9 +119,10 @@ struct driver_ops {
 	void (*snapshot)(struct driver *d, enum snapshot_change change, const char *tag,
 			 driver_done_fn done, void *arg);
 	/* Asks the guest to power off, then quits, then kills; each with its
-	 * wait (qemu/stop.h). @force starts at quit, also when a patient stop is
-	 * under way already: both callbacks run. DRIVER_EXITED comes before them;
-	 * a start() in flight ends with -ECANCELED. */
+	 * wait (qemu/stop.h), and all that after a snapshot that is under way.
+	 * @force starts at quit, now, also when a patient stop is under way already:
+	 * both callbacks run. DRIVER_EXITED comes before them; a start() in flight
+	 * ends with -ECANCELED. */
 	void (*stop)(struct driver *d, bool force, driver_done_fn done, void *arg);
 	/* Lets go; a running VM goes on running. Frees when its handles closed. */
 	void (*close)(struct driver *d);

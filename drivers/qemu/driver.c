@@ -623,10 +623,8 @@ static void nothing_to_stop(struct qemu_vm *vm)
 		waiters_are_done(vm, &none);
 }
 
-static void qemu_stop(struct driver *d, bool force, driver_done_fn done, void *arg)
+static void begin_stop(struct qemu_vm *vm, bool force)
 {
-	struct qemu_vm *vm = vm_of(d);
-	struct waiter *w = xnew(struct waiter);
 	const struct stop_target target = {
 		.loop = vm->loop,
 		.process = vm->process,
@@ -638,6 +636,22 @@ static void qemu_stop(struct driver *d, bool force, driver_done_fn done, void *a
 		.arg = vm,
 	};
 
+	vm->stop_waits = false;
+	uv_timer_stop(&vm->turn);
+	vm->stop = stop_begin(&target, &vm->waits, force);
+}
+
+void vm_snapshot_is_over(struct qemu_vm *vm)
+{
+	if (vm->stop_waits && !vm->closing && vm->process)
+		begin_stop(vm, false);
+}
+
+static void qemu_stop(struct driver *d, bool force, driver_done_fn done, void *arg)
+{
+	struct qemu_vm *vm = vm_of(d);
+	struct waiter *w = xnew(struct waiter);
+
 	w->done = done;
 	w->arg = arg;
 	w->next = vm->waiters;
@@ -646,11 +660,15 @@ static void qemu_stop(struct driver *d, bool force, driver_done_fn done, void *a
 		if (vm->question)	/* its answer must not go on with the start */
 			child_close(steal_ptr(&vm->question));
 		later(vm, 0, nothing_to_stop);
-	} else if (!vm->stop) {
-		uv_timer_stop(&vm->turn);
-		vm->stop = stop_begin(&target, &vm->waits, force);
-	} else if (force) {
-		stop_force(vm->stop);
+	} else if (vm->stop) {
+		if (force)
+			stop_force(vm->stop);
+	} else if (!force && vm_snapshot_changes(vm)) {
+		/* QEMU hears nothing until then, and would be ended for it */
+		vm_notice(vm, "a snapshot is under way; stopping when it is done");
+		vm->stop_waits = true;
+	} else {
+		begin_stop(vm, force);
 	}
 }
 

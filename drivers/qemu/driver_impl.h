@@ -63,6 +63,7 @@ struct qemu_vm {		/* owner: the host agent. refs: own handles */
 	struct process *process;
 	struct qmp *qmp;
 	struct stop *stop;
+	bool stop_waits;		/* for a snapshot to be done */
 	bool adopted, paused, agent_open, reconnecting;
 	char shutdown[64];		/* reason in QEMU's SHUTDOWN event, "" none */
 	struct driver_info info;
@@ -89,6 +90,9 @@ void vm_notice(struct qemu_vm *vm, const char *fmt, ...) __attribute__((format(p
 void vm_event(struct qemu_vm *vm, enum driver_event what, const char *detail);
 char *vm_file(const struct qemu_vm *vm, enum instance_file f);	/* caller frees */
 
+/* A change is; whoever was told may have closed the driver. */
+void vm_snapshot_is_over(struct qemu_vm *vm);
+
 /* --- driver_events.c ------------------------------------------------------ */
 void vm_qmp_event(void *arg, const char *name, json_t *data);	/* arg: the vm */
 void vm_watch_logs(struct qemu_vm *vm);
@@ -107,6 +111,7 @@ void vm_changes_cancel(struct qemu_vm *vm);	/* tells them so and forgets them */
 void vm_snapshots(struct driver *d, driver_snapshots_fn listed, void *arg);
 void vm_snapshot(struct driver *d, enum snapshot_change change, const char *tag,
 		 driver_done_fn done, void *arg);
+bool vm_snapshot_changes(const struct qemu_vm *vm);	/* one is under way */
 void vm_snapshot_event(struct qemu_vm *vm, const char *name, json_t *data);
 void vm_snapshot_lost(struct qemu_vm *vm);	/* no QMP any more */
 void vm_snapshot_cancel(struct qemu_vm *vm);	/* tells it so and forgets it */

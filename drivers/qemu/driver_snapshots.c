@@ -26,6 +26,7 @@ static void on_done(void *arg, const struct error *err)
 
 	vm->snapshot.done(vm->snapshot.arg, err);
 	qemu_snapshot_free(s);
+	vm_snapshot_is_over(vm);
 }
 
 static struct qemu_snapshot_options options(struct qemu_vm *vm)
@@ -64,6 +65,11 @@ void vm_snapshot(struct driver *d, enum snapshot_change change, const char *tag,
 	vm->snapshot.done = done;
 	vm->snapshot.arg = arg;
 	vm->snapshot.under_way = qemu_snapshot_change(&o, change, tag);
+}
+
+bool vm_snapshot_changes(const struct qemu_vm *vm)
+{
+	return vm->snapshot.under_way && vm->snapshot.done;
 }
 
 void vm_snapshot_event(struct qemu_vm *vm, const char *name, json_t *data)

@@ -25,6 +25,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
+#include "lib/store/disk.h"
 #include "lib/store/layout.h"
 #include "lib/store/pid.h"
 
@@ -95,6 +96,8 @@ struct vm {
 	unsigned n_event[DRIVER_AGENT_PORT_CLOSED + 1];
 	char exit_detail[512];
 	struct strv notices;
+	int n_snapshots;	/* listed last; -1: it failed */
+	bool listed;
 	bool after_exit;	/* an event came after the last one */
 };
 
@@ -548,6 +551,153 @@ static void test_driver_changes_the_running_vm(void **state)
 	finish(&vm);
 }
 
+/* --- snapshots ------------------------------------------------------------------- */
+
+/* A guest that writes a byte to its serial port when it boots, then obeys; its disk is
+ * a qcow2. */
+static void begin_with_qcow2(struct vm *vm)
+{
+	static const uint8_t tells[] = {
+		0xba, 0xf8, 0x03,	/*	mov dx, 0x3f8 */
+		0xb0, 'B', 0xee,	/*	mov al, 'B'; out dx, al */
+	};
+	uint8_t code[sizeof(tells) + sizeof(guest_obeys)];
+	scoped_child_result struct child_result res = { 0 };
+	struct error err = ERROR_NONE;
+
+	memcpy(code, tells, sizeof(tells));
+	memcpy(code + sizeof(tells), guest_obeys, sizeof(guest_obeys));
+	begin(vm, code, sizeof(code));
+	scoped_free char *disk = file(vm, FILE_DISK), *raw = xasprintf("%s.raw", disk);
+	const char *const argv[] = { "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk, NULL };
+	assert_int_equal(rename(disk, raw), 0);
+	if (disk_run_qemu_img(argv, &res, &err) < 0)
+		fail_msg("%s", err.msg);
+}
+
+/* Before that a reset may end in nothing: SeaBIOS under TCG does not stand one while
+ * it starts, with or without snapshots. */
+static void wait_for_boots(struct vm *vm, off_t n)
+{
+	scoped_free char *console = file(vm, FILE_SERIAL_LOG);
+	struct stat st;
+
+	run_until(vm, stat(console, &st) == 0 && st.st_size >= n);
+}
+
+static void snapshot(struct vm *vm, enum snapshot_change change, const char *tag, struct done *done)
+{
+	*done = (struct done){ 0 };
+	qemu_driver_ops.snapshot(vm->driver, change, tag, on_done, done);
+	run_until(vm, done->n);
+}
+
+static void on_listed(void *arg, const struct snapshot_list *list, const struct error *err)
+{
+	struct vm *vm = arg;
+
+	vm->n_snapshots = err->code ? -1 : (int)list->n;
+	vm->listed = true;
+}
+
+static int count_snapshots(struct vm *vm)
+{
+	vm->listed = false;
+	qemu_driver_ops.snapshots(vm->driver, on_listed, vm);
+	run_until(vm, vm->listed);
+	return vm->n_snapshots;
+}
+
+static void test_driver_snapshots(void **state)
+{
+	struct done done;
+	struct vm vm;
+
+	begin_with_qcow2(&vm);
+	start_well(&vm);
+	wait_for_boots(&vm, 1);
+	assert_int_equal(count_snapshots(&vm), 0);
+	snapshot(&vm, SNAPSHOT_CREATE, "a \"b\", c=d", &done);
+	assert_int_equal(done.err.code, 0);
+	assert_int_equal(count_snapshots(&vm), 1);
+	snapshot(&vm, SNAPSHOT_CREATE, "a \"b\", c=d", &done);
+	assert_int_equal(done.err.code, -EREMOTEIO);
+	snapshot(&vm, SNAPSHOT_APPLY, "none", &done);
+	assert_int_equal(done.err.code, -EREMOTEIO);
+	snapshot(&vm, SNAPSHOT_APPLY, "a \"b\", c=d", &done);
+	assert_int_equal(done.err.code, 0);
+	stop(&vm, false);	/* so it runs after all that */
+	finish(&vm);
+}
+
+/* The disk is set back, the memory cannot be: the guest boots. */
+static void test_driver_snapshot_of_another_machine(void **state)
+{
+	struct done done;
+	struct vm vm;
+
+	begin_with_qcow2(&vm);
+	start_well(&vm);
+	wait_for_boots(&vm, 1);
+	snapshot(&vm, SNAPSHOT_CREATE, "not found", &done);
+	assert_int_equal(done.err.code, 0);
+	stop(&vm, false);
+	qemu_driver_ops.close(vm.driver);
+	vm.config.memory_bytes *= 2;
+	vm.started.n = vm.stopped.n = vm.n_event[DRIVER_EXITED] = 0;
+	open_driver(&vm);
+	start_well(&vm);
+	wait_for_boots(&vm, 1);
+	snapshot(&vm, SNAPSHOT_APPLY, "not found", &done);
+	assert_int_equal(done.err.code, -EREMOTEIO);
+	assert_non_null(strstr(done.err.msg, "the guest boots from that disk"));
+	wait_for_boots(&vm, 2);
+	snapshot(&vm, SNAPSHOT_DELETE, "not found", &done);
+	assert_int_equal(done.err.code, 0);
+	assert_int_equal(count_snapshots(&vm), 0);
+	stop(&vm, false);
+	finish(&vm);
+}
+
+/* QEMU hears nothing while it saves; a button it does not answer is no reason to end
+ * it, nor the snapshot. */
+static void test_driver_stop_during_a_snapshot(void **state)
+{
+	struct done done = { 0 };
+	struct vm vm;
+
+	begin_with_qcow2(&vm);
+	start_well(&vm);
+	wait_for_boots(&vm, 1);
+	qemu_driver_ops.snapshot(vm.driver, SNAPSHOT_CREATE, "a", on_done, &done);
+	qemu_driver_ops.stop(vm.driver, false, on_done, &vm.stopped);
+	run_until(&vm, done.n);
+	assert_int_equal(done.err.code, 0);
+	assert_int_equal(vm.stopped.n, 0);
+	assert_true(noticed(&vm, "a snapshot"));
+	run_until(&vm, vm.stopped.n);
+	assert_int_equal(vm.n_event[DRIVER_SHUTDOWN], 1);
+	finish(&vm);
+}
+
+/* Who does not want to wait need not. */
+static void test_driver_impatience_during_a_snapshot(void **state)
+{
+	struct done done = { 0 }, forced = { 0 };
+	struct vm vm;
+
+	begin_with_qcow2(&vm);
+	start_well(&vm);
+	wait_for_boots(&vm, 1);
+	qemu_driver_ops.snapshot(vm.driver, SNAPSHOT_CREATE, "a", on_done, &done);
+	qemu_driver_ops.stop(vm.driver, false, on_done, &vm.stopped);
+	qemu_driver_ops.stop(vm.driver, true, on_done, &forced);
+	run_until(&vm, vm.stopped.n && forced.n && done.n);
+	assert_int_equal(vm.stopped.err.code, 0);
+	assert_string_equal(vm.exit_detail, "");
+	finish(&vm);
+}
+
 static void test_driver_start_fails_on_a_taken_port(void **state)
 {
 	struct sockaddr_in sa = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -778,6 +928,10 @@ int main(void)
 		cmocka_unit_test(test_driver_start_fails_with_qemus_words),
 		cmocka_unit_test(test_driver_starts_without_what_it_cannot_have),
 		cmocka_unit_test(test_driver_changes_the_running_vm),
+		cmocka_unit_test(test_driver_snapshots),
+		cmocka_unit_test(test_driver_snapshot_of_another_machine),
+		cmocka_unit_test(test_driver_stop_during_a_snapshot),
+		cmocka_unit_test(test_driver_impatience_during_a_snapshot),
 		cmocka_unit_test(test_driver_start_fails_on_a_taken_port),
 		cmocka_unit_test(test_driver_start_without_a_disk),
 		cmocka_unit_test(test_driver_disk_that_became_qcow2),
