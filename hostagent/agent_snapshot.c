@@ -17,6 +17,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "lib/store/snapshot_room.h"
 
 enum {
 	BACK_MS = 20 * 1000,	/* 1 to 2 s under TCG; a guest that was saved while it booted has
@@ -181,6 +182,17 @@ static bool machine_runs(const struct agent *a)
 	return a->driver && !a->driver_exited && !steps_is_stopping(a->steps);
 }
 
+/* QEMU has no other word for it than "Input/output error". */
+static void tell_of_full_disk(struct agent_snapshot *s)
+{
+	struct error full = ERROR_NONE;
+
+	if (s->change == SNAPSHOT_CREATE && s->err.code == -EREMOTEIO &&
+	    snapshot_room_check(s->a->dir, 0, &full) < 0)
+		error_append(&s->err, "; the host's disk is full, and what was written stays in the "
+			     "guest's: free some, then take a snapshot and delete it");
+}
+
 static void on_changed(void *arg, const struct error *err)
 {
 	struct agent_snapshot *s = arg;
@@ -188,6 +200,7 @@ static void on_changed(void *arg, const struct error *err)
 	s->err = *err;
 	if (err->code == -ECANCELED || (err->code && !machine_runs(s->a)))
 		error_set(&s->err, -ECANCELED, "`%s` is stopping", s->a->o->name);
+	tell_of_full_disk(s);
 	if (s->change == SNAPSHOT_APPLY && !err->code && machine_runs(s->a))
 		lead_into_the_guest_anew(s);
 	if (s->change == SNAPSHOT_DELETE)
@@ -227,6 +240,19 @@ static void on_device_out(void *arg, const struct error *err)
 	change_is_over(s);
 }
 
+static int check_change(const struct agent_snapshot *s, const struct snapshot_list *list,
+			struct error *err)
+{
+	const struct agent *a = s->a;
+
+	if (snapshot_check_change(list, s->change, s->tag, true, err) < 0)
+		return err->code;
+	if (s->change != SNAPSHOT_CREATE)
+		return 0;
+	return snapshot_room_check(a->dir, snapshot_room_needed(a->driver_info.pid,
+								a->config->memory_bytes), err);
+}
+
 static void on_listed(void *arg, const struct snapshot_list *list, const struct error *err)
 {
 	struct agent_snapshot *s = arg;
@@ -236,7 +262,7 @@ static void on_listed(void *arg, const struct snapshot_list *list, const struct 
 	for (size_t i = 0; i < list->n && s->listing; i++)
 		json_array_append_new(answer, snapshot_json(&list->items[i]));
 	if (!s->err.code && !s->listing)
-		snapshot_check_change(list, s->change, s->tag, true, &s->err);
+		check_change(s, list, &s->err);
 	if (s->err.code || s->listing) {
 		if (s->err.code)
 			json_decref(steal_ptr(&answer));

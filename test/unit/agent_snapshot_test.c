@@ -13,13 +13,16 @@
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "lib/store/snapshot_room.h"
 
 static struct fx {
 	struct agent a;
 	struct agent_options o;
+	struct config config;
 	struct strv log;		/* what was asked, in order */
 	bool up, stopping, has_master;
 	int out_code, change_code;	/* answers */
+	uint64_t free_bytes;		/* on the host's disk */
 	driver_done_fn held_done;	/* of the driver, when the test answers */
 	void *held_arg;
 	bool hold;
@@ -110,6 +113,16 @@ void control_answer(struct control_reply *reply, int status, json_t *answer,
 	json_decref(answer);
 }
 
+uint64_t snapshot_room_needed(pid_t pid, uint64_t memory_bytes)
+{
+	return memory_bytes / 2;
+}
+
+int snapshot_room_check(const char *dir, uint64_t needed_bytes, struct error *err)
+{
+	return fx.free_bytes > needed_bytes ? 0 : error_set(err, -ENOSPC, "mock: no room");
+}
+
 static void on_list_asked(void *arg)
 {
 	struct snapshot items[] = { { .tag = (char *)"live", .memory_bytes = 7 },
@@ -168,7 +181,9 @@ static int setup(void **state)
 {
 	struct error err = ERROR_NONE;
 
-	fx = (struct fx){ .o = { .name = "vm" }, .up = true };
+	fx = (struct fx){ .o = { .name = "vm" }, .up = true, .free_bytes = 1000 };
+	fx.config.memory_bytes = 1000;
+	fx.a.config = &fx.config;
 	fx.a.o = &fx.o;
 	fx.a.driver_ops = &driver;
 	fx.a.driver = (struct driver *)&fx;
@@ -306,6 +321,25 @@ static void test_agent_snapshot_fails(void **state)
 	assert_log("list out apply:live in list out");
 }
 
+/* What may not fit is not begun; what did not fit all the same is told as that. */
+static void test_agent_snapshot_disk_is_full(void **state)
+{
+	fx.free_bytes = 500;
+	ask(agent_create_snapshot, "{\"tag\": \"new\"}");
+	assert_answer(507, "no room");
+	ask(agent_delete_snapshot, "{\"tag\": \"live\"}");	/* the way out */
+	assert_answer(200, "delete");
+	assert_log("list list delete:live");
+	fx.free_bytes = 501;
+	fx.change_code = -EREMOTEIO;
+	fx.hold = true;
+	ask(agent_create_snapshot, "{\"tag\": \"new\"}");
+	WAIT_FOR(fx.held_done);
+	fx.free_bytes = 0;
+	answer_soon("done", fx.held_done, fx.held_arg, -EREMOTEIO);
+	assert_answer(422, "the host's disk is full");
+}
+
 static void test_agent_snapshot_one_at_a_time(void **state)
 {
 	fx.hold = true;
@@ -352,6 +386,7 @@ int main(void)
 		SNAPSHOT_TEST(test_agent_snapshot_list),
 		SNAPSHOT_TEST(test_agent_snapshot_that_cannot_be),
 		SNAPSHOT_TEST(test_agent_snapshot_fails),
+		SNAPSHOT_TEST(test_agent_snapshot_disk_is_full),
 		SNAPSHOT_TEST(test_agent_snapshot_one_at_a_time),
 		SNAPSHOT_TEST(test_agent_snapshot_machine_ends),
 	};

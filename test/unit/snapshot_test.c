@@ -14,6 +14,7 @@
 #include "lib/base/path.h"
 #include "lib/store/disk.h"
 #include "lib/store/snapshot.h"
+#include "lib/store/snapshot_room.h"
 
 /* A comma and a colon, which QEMU's option syntax takes for its own. */
 static char tmp[] = "/tmp/lima,snap:x-XXXXXX";
@@ -116,6 +117,22 @@ static void test_snapshot_of_a_disk(void **state)
 	assert_int_equal(snapshot_disk_change(raw, SNAPSHOT_CREATE, "a", &err), -ENOTSUP);
 }
 
+static void test_snapshot_room(void **state)
+{
+	enum { BYTES = 32 << 20 };
+	scoped_free char *touched = malloc(BYTES);
+	struct error err = ERROR_NONE;
+
+	memset(touched, getpid() & 0x7f, BYTES);
+	assert_true(snapshot_room_needed(getpid(), UINT64_MAX) >= BYTES);
+	assert_int_equal(snapshot_room_needed(getpid(), 1000), 1000);	/* never more than it has */
+	assert_int_equal(snapshot_room_needed(-1, 1000), 0);
+	assert_int_equal(snapshot_room_check("/proc", 1, &err), 0);	/* does not tell */
+	assert_int_equal(snapshot_room_check(tmp, UINT64_C(1) << 62, &err), -ENOSPC);
+	assert_non_null(strstr(err.msg, tmp));
+	assert_int_equal(touched[BYTES - 1], getpid() & 0x7f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -123,6 +140,7 @@ int main(void)
 		cmocka_unit_test(test_snapshot_what_may_be_done),
 		cmocka_unit_test(test_snapshot_json),
 		cmocka_unit_test(test_snapshot_of_a_disk),
+		cmocka_unit_test(test_snapshot_room),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
