@@ -565,6 +565,15 @@ static void look_for_reset(struct relay_conn *c)
 		relay_conn_reset(c);
 }
 
+/* Behind its end nothing is read, so that would not show it. */
+static void look_for_late_reset(struct relay_conn *c)
+{
+	const struct relay_end *server = &c->ends[RELAY_SERVER];
+
+	if (c->state == RELAY_OPEN && server->eof && server->failed)
+		c->state = RELAY_DRAINING;
+}
+
 static bool run_open(struct relay_conn *c)
 {
 	struct relay_end *host = &c->ends[RELAY_HOST], *server = &c->ends[RELAY_SERVER];
@@ -576,6 +585,7 @@ static bool run_open(struct relay_conn *c)
 		read_host(c);
 	pass_ends(c);
 	look_for_reset(c);
+	look_for_late_reset(c);
 	return c->state == RELAY_OPEN && (can_go_on(c, host) || can_go_on(c, server));
 }
 
@@ -614,6 +624,8 @@ void relay_conn_event(struct relay_conn *c, enum relay_side side, uint32_t event
 		return;
 	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		e->hung_up = true;
+	if (events & EPOLLERR && c->state == RELAY_OPEN)	/* of a connect(): another is tried */
+		e->failed = true;
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		e->readable = true;
 	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))

@@ -39,6 +39,7 @@ struct relay_end {
 	bool readable, writable;
 	bool asked_for_room;	/* EPOLLOUT is registered */
 	bool hung_up;		/* an event told of an end: read on until it shows */
+	bool failed;		/* … and that it was a reset */
 	bool eof;		/* it will send no more */
 	bool shut;		/* it was told that no more comes, or it is pending */
 	uint8_t *pending;	/* what it did not take; NULL: nothing */

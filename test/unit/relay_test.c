@@ -71,6 +71,10 @@ static void test_relay_wildcard_tries_both_loopbacks(void **state)
 	expect_reply(host, 0);
 	host_say(host, "x", 1);
 	expect(conn, "x");
+	shutdown(conn, SHUT_WR);	/* an end is one, whatever the first of them said */
+	host_expect_mark(host, 0);
+	host_say(host, "y", 1);
+	expect(conn, "y");
 	close(conn);
 	close(host);
 	relay_stop(r);
@@ -198,6 +202,36 @@ static void test_relay_server_has_closed(void **state)
 		host_say(host, "but", 3);	/* the first one meets the server's reset */
 	expect_end(host);
 	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
+/* Nothing is written to it, nor read any more: the reset comes by itself. */
+static void test_relay_server_resets_after_its_end(void **state)
+{
+	struct relay *r = relay_start(0, 0);
+	struct server s = server_start(AF_INET);
+	struct linger at_once = { .l_onoff = 1 };
+
+	for (unsigned i = 0; i < 50; i++) {
+		int host, conn = connect_through(r, &s, &host);
+
+		expect_reply(host, 0);
+		send_all(conn, "bye", 3);
+		shutdown(conn, SHUT_WR);
+		if (i % 2 == 0) {	/* else all of it at once */
+			host_expect(host, "bye");
+			host_expect_mark(host, 0);
+		}
+		setsockopt(conn, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+		close(conn);
+		if (i % 2) {
+			host_expect(host, "bye");
+			host_expect_mark(host, 0);
+		}
+		expect_end(host);
+		close(host);
+	}
 	relay_stop(r);
 	close(s.fd);
 }
@@ -634,6 +668,7 @@ int main(void)
 		cmocka_unit_test(test_relay_small_and_large_messages),
 		cmocka_unit_test(test_relay_server_resets),
 		cmocka_unit_test(test_relay_server_has_closed),
+		cmocka_unit_test(test_relay_server_resets_after_its_end),
 		cmocka_unit_test(test_relay_reset_behind_pending_bytes),
 		cmocka_unit_test(test_relay_host_goes_away_while_the_server_sends),
 		cmocka_unit_test(test_relay_refused),
