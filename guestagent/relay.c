@@ -436,36 +436,36 @@ static void free_dead(struct relay *r)
 	}
 }
 
+bool relay_turn(struct relay *r, int timeout_ms)
+{
+	struct epoll_event events[EVENTS_MAX];
+	int n = epoll_wait(r->epoll_fd, events, EVENTS_MAX, timeout_ms);
+
+	r->now_ms = coarse_ms();
+	if (n > 0 || !TAILQ_EMPTY(&r->busy))
+		r->moved_ms = r->now_ms;
+	for (int pass = 0; pass < 2; pass++)
+		for (int i = 0; i < n; i++)
+			if (can_wait(r, &events[i]) == (pass == 1))
+				on_event(r, &events[i]);
+	run_busy(r);
+	run_timeouts(r);
+	make_spare(r);
+	if (n > 0)
+		follow_cpu(r);
+	free_dead(r);
+	trim_when_quiet(r);
+	return n > 0 || !TAILQ_EMPTY(&r->busy);
+}
+
 static void *relay_main(void *arg)
 {
 	struct relay *r = arg;
-	struct epoll_event events[EVENTS_MAX];
-	struct relay_conn *c;
 
-	r->now_ms = coarse_ms();
 	if (sched_getaffinity(0, sizeof(r->cpus), &r->cpus) < 0)
 		r->opts.cpu = NULL;	/* more CPUs than a set holds */
-	while (!r->stopping) {
-		int n = epoll_wait(r->epoll_fd, events, EVENTS_MAX, next_timeout_ms(r));
-
-		r->now_ms = coarse_ms();
-		if (n > 0 || !TAILQ_EMPTY(&r->busy))
-			r->moved_ms = r->now_ms;
-		for (int pass = 0; pass < 2; pass++)
-			for (int i = 0; i < n; i++)
-				if (can_wait(r, &events[i]) == (pass == 1))
-					on_event(r, &events[i]);
-		run_busy(r);
-		run_timeouts(r);
-		make_spare(r);
-		if (n > 0)
-			follow_cpu(r);
-		free_dead(r);
-		trim_when_quiet(r);
-	}
-	while ((c = LIST_FIRST(&r->all)))
-		relay_conn_reset(c);
-	free_dead(r);
+	while (!r->stopping)
+		relay_turn(r, next_timeout_ms(r));
 	return NULL;
 }
 
@@ -532,10 +532,62 @@ static int start_thread(struct relay *r)
 	return -rc;
 }
 
-static void release(struct relay *r)
+static int set_up(struct relay *r, struct error *err)
+{
+	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = r->control };
+
+	r->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (r->epoll_fd < 0 || pipe2(r->control, O_CLOEXEC) < 0 ||
+	    epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, r->control[0], &ev) < 0)
+		return error_sys(err, -errno, "relay: epoll and its pipe");
+	return 0;
+}
+
+int relay_open(const struct relay_options *opts, struct relay **ret, struct error *err)
+{
+	struct relay *r = xnew(struct relay);
+
+	r->epoll_fd = r->listen_fd = r->control[0] = r->control[1] = r->spare_fd = r->cpu = -1;
+	r->opts = *opts;
+	r->opts.connections_max = connections_allowed(opts->connections_max);
+	r->opts.idle_max = opts->idle_max ? opts->idle_max : RELAY_IDLE_MAX;
+	r->now_ms = coarse_ms();
+	for (unsigned i = 0; i < RELAY_WAITS; i++)
+		TAILQ_INIT(&r->waiting[i]);
+	TAILQ_INIT(&r->busy);
+	TAILQ_INIT(&r->dead);
+	if (set_up(r, err) < 0) {
+		relay_release(r);
+		return err->code;
+	}
+	*ret = r;
+	return 0;
+}
+
+int relay_new(const struct relay_options *opts, struct relay **ret, struct error *err)
+{
+	struct relay *r;
+	int rc = relay_open(opts, &r, err);
+
+	if (rc < 0)
+		return rc;
+	rc = start_thread(r);
+	if (rc < 0) {
+		relay_release(r);
+		return error_sys(err, rc, "relay: thread");
+	}
+	*ret = r;
+	return 0;
+}
+
+void relay_release(struct relay *r)
 {
 	int fds[] = { r->epoll_fd, r->listen_fd, r->control[0], r->control[1], r->spare_fd };
+	struct relay_conn *c;
 
+	while ((c = LIST_FIRST(&r->all)))
+		relay_conn_reset(c);
+	free_dead(r);
 	for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -544,44 +596,10 @@ static void release(struct relay *r)
 	free(r);
 }
 
-static int set_up(struct relay *r, struct error *err)
-{
-	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = r->control };
-	int rc;
-
-	r->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (r->epoll_fd < 0 || pipe2(r->control, O_CLOEXEC) < 0 ||
-	    epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, r->control[0], &ev) < 0)
-		return error_sys(err, -errno, "relay: epoll and its pipe");
-	rc = start_thread(r);
-	return rc < 0 ? error_sys(err, rc, "relay: thread") : 0;
-}
-
-int relay_new(const struct relay_options *opts, struct relay **ret, struct error *err)
-{
-	struct relay *r = xnew(struct relay);
-	int rc;
-
-	r->epoll_fd = r->listen_fd = r->control[0] = r->control[1] = r->spare_fd = r->cpu = -1;
-	r->opts = *opts;
-	r->opts.connections_max = connections_allowed(opts->connections_max);
-	r->opts.idle_max = opts->idle_max ? opts->idle_max : RELAY_IDLE_MAX;
-	for (unsigned i = 0; i < RELAY_WAITS; i++)
-		TAILQ_INIT(&r->waiting[i]);
-	TAILQ_INIT(&r->busy);
-	TAILQ_INIT(&r->dead);
-	rc = set_up(r, err);
-	if (rc < 0)
-		release(r);
-	else
-		*ret = r;
-	return rc;
-}
-
 void relay_free(struct relay *r)
 {
 	close(r->control[1]);
 	r->control[1] = -1;
 	pthread_join(r->thread, NULL);
-	release(r);
+	relay_release(r);
 }

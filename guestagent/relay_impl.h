@@ -90,6 +90,14 @@ void relay_conn_reset(struct relay_conn *c);
 
 /* --- relay.c --------------------------------------------------------------- */
 
+/* relay_new() is relay_open() and a thread that takes turns until it is told to stop;
+ * relay_free() ends that, then relay_release() resets and frees. A fuzz target takes
+ * the turns itself. */
+int relay_open(const struct relay_options *opts, struct relay **ret, struct error *err);
+/* Waits for events that long, -1: for ever. True: it had something to do, or has. */
+bool relay_turn(struct relay *r, int timeout_ms);
+void relay_release(struct relay *r);
+
 struct relay_buffer *relay_get_buffer(struct relay *r);
 /* A TCP socket of that family without delay, non-blocking; -errno. IPv4's is made ahead,
  * when nobody waits: making one takes an emulated guest a tenth of a millisecond. */
