@@ -38,7 +38,6 @@ struct lane_conn { /* a client; owner: the lane */
 	struct relay_hello hello;
 	struct link *link; /* NULL: waits for one */
 	bool connected;    /* the guest said so */
-	uint64_t bytes_at_start;
 };
 TAILQ_HEAD(client_list, lane_conn);
 
@@ -201,7 +200,6 @@ static void give(struct link *k, struct lane_conn *c)
 	TAILQ_INSERT_TAIL(&k->l->busy, k, next);
 	k->client = c;
 	c->link = k;
-	c->bytes_at_start = *c->relay.bytes_in;
 	vsock_conn_relay(k->v, &relay);
 }
 
@@ -238,13 +236,12 @@ static void on_opened(void *arg)
 
 /* A client's connection ended. When the guest's agent or the device went before the
  * guest's server had it and before anything was taken from the client, another
- * lane may serve it. (Others on the same target count there too: then it is reset,
- * which is never wrong.) */
+ * lane may serve it. */
 static void end_busy(struct link *k, const struct error *why)
 {
 	struct lane_conn *c = k->client;
 	struct error end = *why;
-	bool untouched = !c->connected && *c->relay.bytes_in == c->bytes_at_start;
+	bool untouched = !c->connected && !vsock_conn_has_moved(k->v);
 
 	if (lane_is_gone(end.code) || (!c->connected && (!end.code || end.code == -ECONNRESET)))
 		end.code = untouched ? -ENOTCONN : -ECONNRESET;

@@ -127,6 +127,7 @@ struct vsock_relay {
  * ended before, means a reset: that is what close() without shutdown() does
  * there, the only way a Linux program has to say so. */
 void vsock_conn_relay(struct vsock_conn *c, const struct vsock_relay *relay);
-/* Bytes were taken from the client. */
+/* Bytes were taken from the client (of a framed relay: from the last one). In `ended`,
+ * too. */
 bool vsock_conn_has_moved(const struct vsock_conn *c);
 void vsock_conn_reset(struct vsock_conn *c);

@@ -364,6 +364,7 @@ void conn_guest_done(struct vsock_conn *c)
 	if (c->state != CONN_REST)
 		return;
 	c->state = CONN_OPEN;
+	c->moved = false;	/* not in vsock_conn_relay(): it may end before that */
 	conn_notify(c, NOTICE_IDLE);
 }
 
@@ -536,8 +537,7 @@ void vsock_conn_relay(struct vsock_conn *c, const struct vsock_relay *r)
 	c->prologue = r->prologue;
 	c->judged = r->prologue_len == 0;
 	if (c->framed)		/* it served another client before */
-		c->hung_up = c->client_eof = c->client_shut = c->guest_eof = c->guest_done =
-			c->moved = false;
+		c->hung_up = c->client_eof = c->client_shut = c->guest_eof = c->guest_done = false;
 	c->framed = r->framed;
 	c->frame = (struct frame_reader){ 0 };
 	c->burst = 0;

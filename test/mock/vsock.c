@@ -56,13 +56,17 @@ static void drop(struct vsock_conn *c)
 
 static void end(struct vsock_conn *c, int code)
 {
-	struct vsock_conn_callbacks cb = c->cb;
 	struct error why = { 0 };
+	bool posted = c->posted;
 
 	if (code)
 		error_set(&why, code, "mock vsock: %s", error_text(code));
+	c->posted = true;	/* the callback may ask for has_moved */
 	drop(c);
-	cb.ended(cb.arg, &why);
+	c->cb.ended(c->cb.arg, &why);
+	c->posted = posted;
+	if (!c->watching && !posted)
+		free(c);
 }
 
 static void on_poll(uv_poll_t *poll, int status, int events)
@@ -137,7 +141,7 @@ static void turn(void *arg)
 	} else if (!c->opened) {
 		turn_open(c);
 	} else if (c->finished && !c->watching) {
-		c->finished = c->relaying = c->replied = false;
+		c->finished = c->relaying = c->replied = c->moved = false;
 		c->cb.idle(c->cb.arg);
 	} else if (c->relaying && !c->replied && (c->plain || !c->v->no_reply)) {
 		answer(c);

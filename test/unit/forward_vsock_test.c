@@ -355,6 +355,28 @@ static void test_vsock_stale_connection_is_replaced_unseen(void **state)
 	vx_stop(&x);
 }
 
+/* … and so it is when others on the same port are busy meanwhile. */
+static void test_vsock_stale_connection_on_a_busy_port(void **state)
+{
+	struct vx x;
+	int busy, fd;
+
+	vx_start(&x);
+	busy = client(&x);
+	expect_answer(&x, busy);
+	x.vsock.no_reply = true;
+	fd = client(&x);
+	while (x.vsock.relays == 1)
+		fx_turn(&x.fx, 1);
+	assert_int_equal(send(busy, "hello", 5, MSG_NOSIGNAL), 5);
+	expect_answer(&x, busy);
+	x.vsock.no_reply = false;
+	mock_vsock_break(&x.vsock, false, -ECONNRESET);
+	assert_answered(&x, fd);
+	close(busy);
+	vx_stop(&x);
+}
+
 static void test_vsock_agent_restart_leaves_clients_to_the_other_lane(void **state)
 {
 	struct vx x;
@@ -508,6 +530,7 @@ int main(void)
 		cmocka_unit_test(test_vsock_crowd_at_once),
 		cmocka_unit_test(test_vsock_refused_target_resets_the_client),
 		cmocka_unit_test(test_vsock_stale_connection_is_replaced_unseen),
+		cmocka_unit_test(test_vsock_stale_connection_on_a_busy_port),
 		cmocka_unit_test(test_vsock_agent_restart_leaves_clients_to_the_other_lane),
 		cmocka_unit_test(test_vsock_refusals_do_not_spin),
 		cmocka_unit_test(test_vsock_device_down_resets_what_was_open),

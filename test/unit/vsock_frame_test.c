@@ -88,12 +88,15 @@ struct served {			/* the host's side of one connection */
 	int far;		/* the client's other end */
 	unsigned asked, opened, finished, idle, ended;
 	int code;
+	bool again;		/* the next client comes as soon as it is idle */
+	bool moved;		/* anything of that one's, when it ended */
 	struct vsock_relay relay;
 };
 
 static atomic_uint rounds_done;
 static struct fx fx;
 static const char *tail;	/* what the guest sends behind its answer */
+static bool dies;		/* … and then it resets */
 
 static void on_opened(void *arg)
 {
@@ -108,9 +111,15 @@ static void on_finished(void *arg)
 	close(s->relay.fd);
 }
 
+static void ask(struct served *s);
+
 static void on_idle(void *arg)
 {
-	((struct served *)arg)->idle++;
+	struct served *s = arg;
+
+	s->idle++;
+	if (s->again)
+		ask(s);
 }
 
 static void on_ended(void *arg, const struct error *why)
@@ -119,6 +128,7 @@ static void on_ended(void *arg, const struct error *why)
 
 	s->ended++;
 	s->code = why->code;
+	s->moved = vsock_conn_has_moved(s->conn);
 	s->conn = NULL;
 }
 
@@ -192,8 +202,8 @@ static void guest_writes(struct vsock_guest *g, const struct vsock_packet *like,
 static void agent(struct vsock_guest *g, void *arg)
 {
 	static const char reply[] = "\0\0\0\0\0\0\0\0" "\0\0\0\6" "answer";
-	unsigned rounds = tail[0] == 0 && tail[4] == (char)0xff ? ROUNDS : 1;
-	struct vsock_packet like;
+	unsigned rounds = tail[0] == 0 && tail[4] == (char)0xff && !dies ? ROUNDS : 1;
+	struct vsock_packet like, last;
 	const struct vsock_packet *p;
 	uint8_t got[HELLO + 4 + 8];
 	uint32_t end;
@@ -206,6 +216,9 @@ static void agent(struct vsock_guest *g, void *arg)
 	like = (struct vsock_packet){ .src_cid = VSOCK_GUEST_CID, .dst_cid = 2,
 				      .src_port = p->dst_port, .dst_port = p->src_port,
 				      .type = VSOCK_STREAM, .buf_alloc = 1 << 20 };
+	last = like;
+	last.op = VSOCK_OP_RW;
+	last.len = 4;
 	vsock_guest_say(g, VSOCK_OP_RESPONSE, like.src_port, like.dst_port, 0);
 	for (unsigned i = 0; i < rounds; i++) {
 		guest_reads(g, got, sizeof(got));
@@ -214,9 +227,14 @@ static void agent(struct vsock_guest *g, void *arg)
 		guest_writes(g, &like, tail, 4);
 		guest_reads(g, &end, sizeof(end));
 		assert_int_equal(end, 0);
-		guest_writes(g, &like, tail + 4, 4);
+		if (dies)	/* both in one turn of the device's */
+			vsock_guest_send(g, &last, tail + 4);
+		else
+			guest_writes(g, &like, tail + 4, 4);
 		rounds_done++;
 	}
+	if (dies)
+		vsock_guest_say(g, VSOCK_OP_RST, like.src_port, like.dst_port, 0);
 	vsock_guest_serve(g);
 	vsock_guest_hang_up(g);
 }
@@ -328,6 +346,27 @@ static void test_vsock_bytes_behind_the_end_are_a_reset(void **state)
 	stop(&s);
 }
 
+/* Who is given a connection that has ended by then has lost nothing to it. */
+static void test_vsock_next_client_of_one_that_has_ended(void **state)
+{
+	struct served s = { .again = true };
+
+	dies = true;
+	start(&s, "\0\0\0\0\xff\xff\xff\xff");
+	ask(&s);
+	get_answer(&s);
+	assert_true(until(&fx, has_end, &s));
+	close(s.far);
+	assert_true(until(&fx, was_reset, &s));
+	assert_int_equal(s.asked, 2);
+	assert_int_equal(s.code, -ECONNRESET);
+	assert_false(s.moved);
+	close(s.relay.fd);
+	close(s.far);
+	stop(&s);
+	dies = false;
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -336,6 +375,7 @@ int main(void)
 		cmocka_unit_test(test_vsock_one_client_after_another),
 		cmocka_unit_test(test_vsock_rests_until_the_guest_is_done),
 		cmocka_unit_test(test_vsock_bytes_behind_the_end_are_a_reset),
+		cmocka_unit_test(test_vsock_next_client_of_one_that_has_ended),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
