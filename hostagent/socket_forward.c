@@ -23,7 +23,7 @@ enum {
 enum item_state {
 	ITEM_IDLE,	/* wants to be set up: next is PREPARING or ASKING */
 	ITEM_PREPARING,	/* reverse: the child removes what has the path in the guest */
-	ITEM_CLEARING,	/* the child is `-O cancel` of one that a host agent before us left */
+	ITEM_CLEARING,	/* the child is `-O cancel` of one that the master may have already */
 	ITEM_ASKING,	/* the child is `-O forward` */
 	ITEM_UP,
 	ITEM_FAILED,	/* until retry_at */
@@ -34,7 +34,7 @@ struct item {		/* owner: the list */
 	TAILQ_ENTRY(item) next;
 	unsigned rule_id;
 	bool reverse, removed;	/* removed: taken down, then freed */
-	bool cleared;		/* CLEARING was tried since it was up */
+	bool cleared;		/* CLEARING was tried since it was up, or asked for in vain */
 	char *guest, *host;	/* as rows and events show them; guest is a path */
 	char *host_socket;	/* NULL: a TCP port */
 	struct in6_addr ip;
@@ -198,8 +198,6 @@ static void is_up(struct socket_forwards *s, struct item *i)
 	i->cleared = false;
 	i->retry_ms = 0;
 	free(steal_ptr(&i->error));
-	if (i->host_socket && !i->reverse && unix_identify(i->host_socket, &i->file) < 0)
-		i->file = (struct unix_id){ 0 };
 	tell(s, i, FORWARD_FORWARDING);
 }
 
@@ -311,21 +309,43 @@ static int prepare(struct socket_forwards *s, struct item *i, struct error *err)
 	return 0;
 }
 
+/* A host agent that was killed leaves its master and what that listens on; and a master
+ * may do what it was asked for after we gave up. What it has already it grants again
+ * without making anything (OpenSSH mux.c, process_mux_open_fwd). */
+static int clear(struct socket_forwards *s, struct item *i, struct error *err)
+{
+	i->cleared = true;
+	return ask_master(s, i, "cancel", ITEM_CLEARING, err);
+}
+
 static void begin(struct socket_forwards *s, struct item *i)
 {
 	struct error err = ERROR_NONE;
 	int rc;
 
-	if (i->reverse) {
-		rc = remove_in_guest(s, i, &err);
-	} else if ((rc = prepare(s, i, &err)) == 0) {
+	if (i->reverse)	/* nothing here shows whether the master has it */
+		rc = i->cleared ? remove_in_guest(s, i, &err) : clear(s, i, &err);
+	else if ((rc = prepare(s, i, &err)) == 0)
 		rc = ask_master(s, i, "forward", ITEM_ASKING, &err);
-	} else if (rc == -EADDRINUSE && !i->cleared) {
-		/* A host agent that was killed leaves its master, and what that listens on. */
-		i->cleared = true;
-		rc = ask_master(s, i, "cancel", ITEM_CLEARING, &err);
-	}
+	else if (rc == -EADDRINUSE && !i->cleared)
+		rc = clear(s, i, &err);
 	if (rc < 0)
+		failed(s, i, &err);
+}
+
+/* A socket on the host is seen; a port was free just now. */
+static bool is_there(struct item *i)
+{
+	return i->reverse || !i->host_socket || unix_identify(i->host_socket, &i->file) == 0;
+}
+
+static void on_granted(struct socket_forwards *s, struct item *i)
+{
+	struct error err = ERROR_NONE;
+
+	if (is_there(i) || i->cleared)
+		is_up(s, i);
+	else if (clear(s, i, &err) < 0)
 		failed(s, i, &err);
 }
 
@@ -350,7 +370,7 @@ static void on_done(void *arg, const struct child_result *r)
 							      "ssh refuses the forward", &err);
 		failed(s, i, &err);
 	} else if (i->state == ITEM_ASKING) {
-		is_up(s, i);
+		on_granted(s, i);
 	} else if (ask_master(s, i, "forward", ITEM_ASKING, &err) < 0) {
 		failed(s, i, &err);
 	}
@@ -362,6 +382,8 @@ static void on_deadline(struct socket_forwards *s)
 {
 	struct child_result r = { .exit_code = 255 };
 
+	if (s->current->state == ITEM_ASKING)
+		s->current->cleared = false;	/* it may come to do it */
 	on_done(s, &r);
 }
 
@@ -424,7 +446,8 @@ static void work_on(struct socket_forwards *s)
 			do_item(s, i);
 	}
 	if (s->child) {
-		uv_timer_start(&s->timer, on_timer, REQUEST_MAX_MS, 0);
+		uv_timer_start(&s->timer, on_timer,
+			       s->o.request_max_ms ? s->o.request_max_ms : REQUEST_MAX_MS, 0);
 		return;
 	}
 	TAILQ_FOREACH(i, &s->items, next)
@@ -463,6 +486,7 @@ void socket_forwards_set_master(struct socket_forwards *s, bool up)
 			tell(s, i, FORWARD_STOPPING);
 		remove_file(i);
 		i->state = ITEM_IDLE;
+		i->cleared = false;
 		i->retry_ms = 0;
 	}
 	work_soon(s);

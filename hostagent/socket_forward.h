@@ -15,7 +15,8 @@
  * becomes one.
  *
  * In front of a request stale files are removed: on the host what is a socket that
- * nobody listens on, in the guest, for reverse, whatever has the path.
+ * nobody listens on, in the guest, for reverse, whatever has the path. What a host
+ * agent before us asked the same master for is cancelled first.
  *
  * One ssh request runs at a time. Loop thread.
  */
@@ -40,6 +41,7 @@ struct socket_forwards_options {
 	int (*check)(void *arg, uint16_t port, struct error *err);
 	void *arg;
 	unsigned retry_min_ms, retry_max_ms;	/* 0: 200 ms, 5 s */
+	unsigned request_max_ms;		/* 0: 15 s */
 };
 
 struct socket_forwards *socket_forwards_new(const struct socket_forwards_options *opts);

@@ -20,7 +20,7 @@
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 
-enum { DEADLINE_MS = 20000 };
+enum { DEADLINE_MS = 20000, REQUEST_MS = 2000 };
 
 static char dir[] = "/tmp/lima-sock-XXXXXX";
 
@@ -43,6 +43,39 @@ static int make_socket(const char *pair)
 
 	snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s", (int)strcspn(pair, ":"), pair);
 	return fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0;
+}
+
+static void touch(const char *name)
+{
+	struct error err = ERROR_NONE;
+
+	path_write_file(in_dir(name), "", 0, 0600, &err);
+}
+
+/* As OpenSSH does it: what the master has already is granted, and nothing is made
+ * (mux.c, process_mux_open_fwd). The guest's socket is `made`. */
+static int ask_for_reverse(void)
+{
+	if (!path_exists(in_dir("known")))
+		touch("made");
+	touch("known");
+	if (path_exists(in_dir("slow")))
+		pause();
+	return 0;
+}
+
+static int ask_for_local(const char *pair)
+{
+	if (path_exists(in_dir("known")))
+		return 0;
+	return *pair == '/' ? make_socket(pair) : 0;
+}
+
+static void end_known(void)
+{
+	unlink(in_dir("left.sock"));
+	unlink(in_dir("made"));
+	unlink(in_dir("known"));
 }
 
 /* "forward -L A:B", "cancel -R A:B", or the command for the guest */
@@ -69,10 +102,12 @@ static int play_ssh(int argc, char **argv)
 		fprintf(stderr, "debug\nmux_client_forward: forwarding request failed\r\n");
 		return 255;
 	}
-	if (strcmp(command, "forward") == 0 && strcmp(way, "-L") == 0 && *pair == '/')
-		return make_socket(pair);
+	if (strcmp(command, "forward") == 0)
+		return strcmp(way, "-R") == 0 ? ask_for_reverse() : ask_for_local(pair);
 	if (strcmp(command, "cancel") == 0)
-		unlink(in_dir("left.sock"));
+		end_known();
+	else
+		unlink(in_dir("made"));	/* rm, in the guest */
 	return 0;
 }
 
@@ -108,7 +143,8 @@ static void start(struct world *w)
 {
 	struct socket_forwards_options o = { .loop = &w->loop, .target = &w->target,
 					     .event = on_event, .check = check, .arg = w,
-					     .retry_min_ms = 20, .retry_max_ms = 100 };
+					     .retry_min_ms = 20, .retry_max_ms = 100,
+					     .request_max_ms = REQUEST_MS };
 	struct error err = ERROR_NONE;
 
 	*w = (struct world){ .target = { .instance = (char *)"t", .dir = dir, .port = 1,
@@ -279,11 +315,70 @@ static void test_socket_forward_reverse_removes_first(void **state)
 	socket_forwards_set_master(w.s, true);
 	add(&w, 1, &rule);
 	assert_true(wait_event(&w, "forwarding unix /tmp/it's.sock"));
-	scoped_free char *want = xasprintf("rm -f -- '/tmp/it'\\''s.sock'\n"
-					   "forward -R /tmp/it's.sock:%s\n", rule.host_socket);
+	scoped_free char *want = xasprintf("cancel -R /tmp/it's.sock:%s\n"
+					   "rm -f -- '/tmp/it'\\''s.sock'\n"
+					   "forward -R /tmp/it's.sock:%s\n", rule.host_socket,
+					   rule.host_socket);
 	scoped_free char *log = log_text();
 	assert_string_equal(log, want);
 	stop(&w);
+	end_known();
+}
+
+/* The master of a host agent that was killed has it already: asked again, it would
+ * make nothing where the old socket was removed. */
+static void test_socket_forward_reverse_is_made_though_it_was_left(void **state)
+{
+	struct config_port_forward rule = to_socket("/tmp/r.sock", in_dir("r.sock"));
+	struct world w;
+
+	rule.reverse = true;
+	touch("known");
+	touch("made");
+	start(&w);
+	socket_forwards_set_master(w.s, true);
+	add(&w, 1, &rule);
+	assert_true(wait_event(&w, "forwarding unix /tmp/r.sock"));
+	assert_true(path_exists(in_dir("made")));
+	stop(&w);
+	end_known();
+}
+
+/* The master did what it was asked for, after we had stopped waiting. */
+static void test_socket_forward_reverse_is_made_though_it_came_late(void **state)
+{
+	struct config_port_forward rule = to_socket("/tmp/r.sock", in_dir("r.sock"));
+	struct world w;
+
+	rule.reverse = true;
+	touch("slow");
+	start(&w);
+	socket_forwards_set_master(w.s, true);
+	add(&w, 1, &rule);
+	assert_true(until(&w, DEADLINE_MS, log_has, "forward -R"));
+	assert_true(wait_event(&w, "failed unix /tmp/r.sock"));
+	unlink(in_dir("slow"));
+	assert_true(wait_event(&w, "forwarding unix /tmp/r.sock"));
+	assert_true(path_exists(in_dir("made")));
+	stop(&w);
+	end_known();
+}
+
+/* The same towards the guest, when the host's socket was removed meanwhile. */
+static void test_socket_forward_is_made_though_it_was_left(void **state)
+{
+	const char *host = in_dir("a.sock");
+	struct config_port_forward rule = to_socket("/run/a.sock", host);
+	struct world w;
+
+	touch("known");
+	start(&w);
+	socket_forwards_set_master(w.s, true);
+	add(&w, 1, &rule);
+	assert_true(wait_event(&w, "forwarding unix /run/a.sock"));
+	assert_true(path_exists(host));
+	stop(&w);
+	end_known();
 }
 
 static void test_socket_forward_taken_port_says_by_whom(void **state)
@@ -485,6 +580,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_socket_forward_waits_for_the_master),
 		cmocka_unit_test(test_socket_forward_again_after_a_lost_master),
 		cmocka_unit_test(test_socket_forward_reverse_removes_first),
+		cmocka_unit_test(test_socket_forward_reverse_is_made_though_it_was_left),
+		cmocka_unit_test(test_socket_forward_reverse_is_made_though_it_came_late),
+		cmocka_unit_test(test_socket_forward_is_made_though_it_was_left),
 		cmocka_unit_test(test_socket_forward_taken_port_says_by_whom),
 		cmocka_unit_test(test_socket_forward_takes_over_what_is_left),
 		cmocka_unit_test(test_socket_forward_keeps_off_ssh_ports),
