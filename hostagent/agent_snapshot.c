@@ -5,7 +5,7 @@
  *			saves, the device in again
  *	apply		the same; then everything that led into the guest is of another
  *			time, and is made anew: ssh's master connection, the agent's link,
- *			which also sets the clock
+ *			which also sets the clock; where there is no agent, ssh does
  *
  * One at a time. Who asked may hang up: it is done to the end all the same, and in
  * whichever way it goes the device is put in again. */
@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <time.h>
 
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
@@ -20,6 +21,7 @@
 #include "lib/store/snapshot_room.h"
 
 enum {
+	CLOCK_MS = 5 * 1000,	/* what it is set to is late by as much */
 	BACK_MS = 20 * 1000,	/* 1 to 2 s under TCG; a guest that was saved while it booted has
 				 * neither agent nor sshd yet */
 };
@@ -35,9 +37,12 @@ struct agent_snapshot {		/* owner: the agent. Freed when its timer is closed */
 	struct error err;	/* how the change went */
 	bool plugging;		/* the device is out, or about to be in again */
 	/* After "apply", until the timer: the link, and a master if there was one. A shell
-	 * that is opened next shall not meet them half way. */
-	bool wants_link, wants_ssh;
+	 * that is opened next shall not meet them half way. In plain mode the clock, when
+	 * the master is there. */
+	bool wants_link, wants_ssh, wants_clock;
+	struct ready_probe *clock;	/* sets it; NULL: not now */
 	uv_timer_t back;
+	char *warning;		/* it is done, but …; NULL: nothing */
 };
 
 /* --- answers ------------------------------------------------------------------------ */
@@ -67,6 +72,7 @@ static void on_closed(uv_handle_t *h)
 {
 	struct agent_snapshot *s = h->data;
 
+	free(s->warning);
 	free(s->replies);
 	free(s);
 }
@@ -99,7 +105,7 @@ static void change_is_over(struct agent_snapshot *s)
 {
 	uint64_t ms = clock_mono_ms() - s->began_ms;
 
-	if (s->wants_link || s->wants_ssh || s->plugging)
+	if (s->wants_link || s->wants_ssh || s->wants_clock || s->plugging)
 		return;
 	uv_timer_stop(&s->back);
 	if (s->err.code) {
@@ -109,17 +115,70 @@ static void change_is_over(struct agent_snapshot *s)
 	}
 	log_info("snapshot: %s `%s`: done in %llu ms", snapshot_change_name(s->change), s->tag,
 		 (unsigned long long)ms);
-	finish(s, json_pack("{s:s, s:s, s:I}", "change", snapshot_change_name(s->change), "tag",
-			    s->tag, "millis", (json_int_t)ms));
+	finish(s, json_pack("{s:s, s:s, s:I, s:s*}", "change", snapshot_change_name(s->change), "tag",
+			    s->tag, "millis", (json_int_t)ms, "warning", s->warning));
 }
+
+/* Takes @text. */
+static void warn(struct agent_snapshot *s, char *text)
+{
+	log_warn("snapshot: %s", text);
+	free(s->warning);
+	s->warning = text;
+}
+
+/* --- the clock of a guest without an agent ----------------------------------------------- */
+
+static void drop_clock(struct agent_snapshot *s)
+{
+	s->wants_clock = false;
+	if (s->clock)
+		ready_probe_close(steal_ptr(&s->clock));
+}
+
+static void warn_of_clock(struct agent_snapshot *s, const char *why)
+{
+	warn(s, xasprintf("the guest's clock is of the snapshot's time (%s); set it: limactl shell %s "
+			  "sudo date -s @$(date +%%s)", why, s->a->o->name));
+}
+
+static void on_clock_set(void *arg, const struct error *err)
+{
+	struct agent_snapshot *s = arg;
+
+	drop_clock(s);
+	if (err->code)
+		warn_of_clock(s, err->msg);
+	change_is_over(s);
+}
+
+/* To the second; what keeps it in the guest (NTP) does the rest. */
+static void set_clock(struct agent_snapshot *s)
+{
+	struct agent *a = s->a;
+	scoped_free char *script = xasprintf("#!/bin/sh\nd='date -u -s @%jd'\n"
+					     "if [ \"$(id -u)\" = 0 ]; then exec $d; fi\n"
+					     "exec sudo -n $d\n", (intmax_t)time(NULL));
+	const struct ready_script rs = { .description = "date", .script = script, .hint = "",
+					 .mux = SSH_MUX, .deadline_ms = CLOCK_MS };
+
+	s->clock = ready_probe_start(&a->loop, &a->ssh, &rs, on_clock_set, s);
+}
+
+/* --- what leads into the guest ------------------------------------------------------------ */
 
 static void on_not_back(uv_timer_t *t)
 {
 	struct agent_snapshot *s = t->data;
 
-	log_warn("snapshot: the guest's %s not back in %d s, going on",
-		 s->wants_link ? "agent is" : "ssh is", BACK_MS / 1000);
+	if (s->wants_clock)
+		warn_of_clock(s, "ssh is not back");
+	else
+		warn(s, xasprintf("the guest's %s not back in %d s, going on",
+				  s->wants_link ? "agent, which sets its clock, is" : "ssh is",
+				  BACK_MS / 1000));
 	s->wants_link = s->wants_ssh = false;
+	drop_clock(s);
 	change_is_over(s);
 }
 
@@ -140,6 +199,8 @@ void agent_snapshot_ssh_is_up(struct agent *a)
 	if (!s || !s->wants_ssh)
 		return;
 	s->wants_ssh = false;
+	if (s->wants_clock)
+		set_clock(s);
 	change_is_over(s);
 }
 
@@ -151,8 +212,13 @@ void agent_snapshot_ssh_is_lost(struct agent *a)
 
 void agent_snapshot_ends(struct agent *a)
 {
-	agent_snapshot_ssh_is_up(a);
-	agent_snapshot_link_is_ready(a);
+	struct agent_snapshot *s = a->snapshot;
+
+	if (!s || !(s->wants_link || s->wants_ssh || s->wants_clock))
+		return;
+	s->wants_link = s->wants_ssh = false;
+	drop_clock(s);
+	change_is_over(s);
 }
 
 /* Connections of before lead nowhere, and nobody in the guest will ever say so. */
@@ -162,6 +228,9 @@ static void lead_into_the_guest_anew(struct agent_snapshot *s)
 
 	s->wants_ssh = a->master && ssh_master_is_up(a->master);
 	s->wants_link = a->link != NULL;
+	s->wants_clock = s->wants_ssh && !s->wants_link;
+	if (!s->wants_clock && !s->wants_link)
+		warn_of_clock(s, "there is no ssh");
 	uv_timer_start(&s->back, on_not_back, BACK_MS, 0);
 	if (a->master)
 		ssh_master_drop(a->master);

@@ -20,8 +20,11 @@
 #include "lib/store/layout.h"
 #include "lib/store/snapshot.h"
 
-enum { CHANGE_MS = 24 * 3600 * 1000 };	/* the host agent has a deadline of its own, which knows
+enum {
+	CHANGE_MS = 24 * 3600 * 1000,	/* the host agent has a deadline of its own, which knows
 					 * the guest's memory */
+	WARNING_MAX_BYTES = 800,
+};
 
 static const struct flag tag_flags[] = {
 	{ "tag", 0, FLAG_STRING, "TAG", "the snapshot's name", false },
@@ -54,8 +57,9 @@ static int find_disk(const struct instance *inst, char **ret, struct error *err)
 
 /* --- create, apply, delete ------------------------------------------------------- */
 
+/* *@ret_warning: what is to be said although it is done, or NULL; caller frees. */
 static int ask_agent(const char *socket, enum snapshot_change change, const char *tag,
-		     struct error *err)
+		     char **ret_warning, struct error *err)
 {
 	static const struct {
 		const char *method, *path;
@@ -68,6 +72,10 @@ static int ask_agent(const char *socket, enum snapshot_change change, const char
 	int rc = ha_client_call_for(socket, requests[change].method, requests[change].path, body,
 				    CHANGE_MS, &answer, err);
 
+	const char *warning = json_string_value(json_object_get(answer, "warning"));
+
+	if (warning)
+		*ret_warning = log_escape(warning, WARNING_MAX_BYTES);	/* the guest's words, too */
 	json_decref(body);
 	json_decref(answer);
 	if (rc == -ECANCELED)
@@ -95,7 +103,7 @@ static int change_stopped(const char *name, enum snapshot_change change, const c
 }
 
 static int change_instance(const char *name, enum snapshot_change change, const char *tag,
-			   struct error *err)
+			   char **ret_warning, struct error *err)
 {
 	scoped_instance struct instance *inst = NULL;
 	scoped_free char *home = NULL, *socket = NULL;
@@ -106,7 +114,7 @@ static int change_instance(const char *name, enum snapshot_change change, const 
 	running = find_out_who(inst, &socket, err);
 	if (running < 0)
 		return err->code;
-	return running ? ask_agent(socket, change, tag, err)
+	return running ? ask_agent(socket, change, tag, ret_warning, err)
 		       : change_stopped(name, change, tag, err);
 }
 
@@ -118,18 +126,21 @@ static int run_change(const struct args *a, enum snapshot_change change)
 		[SNAPSHOT_DELETE] = "snapshot `%s` of `%s` is deleted",
 	};
 	const char *name = instance_arg_name(a), *tag = args_str(a, "tag");
+	scoped_free char *warning = NULL;
 	struct error err = ERROR_NONE;
 
 	interrupt_install();
 	if (!tag)
 		error_set(&err, -EINVAL, "expected tag: limactl snapshot %s %s --tag TAG",
 			  snapshot_change_name(change), name);
-	else if (change_instance(name, change, tag, &err) < 0)
+	else if (change_instance(name, change, tag, &warning, &err) < 0)
 		error_wrap(&err, "snapshot %s %s", snapshot_change_name(change), name);
 	if (err.code)
 		return verb_fail(&err);
 	scoped_free char *text = xasprintf(done[change], tag, name);
 	log_info("%s", text);
+	if (warning)
+		log_warn("%s", warning);
 	return 0;
 }
 

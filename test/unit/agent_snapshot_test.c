@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -26,6 +27,9 @@ static struct fx {
 	driver_done_fn held_done;	/* of the driver, when the test answers */
 	void *held_arg;
 	bool hold;
+	driver_done_fn clock_done;	/* of the script that sets the clock */
+	void *clock_arg;
+	char *clock_script;
 	unsigned n_answers;
 	int status;
 	char text[ERROR_MSG_SIZE];
@@ -111,6 +115,22 @@ void control_answer(struct control_reply *reply, int status, json_t *answer,
 	fx.status = status;
 	snprintf(fx.text, sizeof(fx.text), "%s", text ? text : err->msg);
 	json_decref(answer);
+}
+
+struct ready_probe *ready_probe_start(struct loop *loop, const struct ssh_target *t,
+				      const struct ready_script *s, ready_done_fn done, void *arg)
+{
+	strv_add(&fx.log, "clock");
+	fx.clock_script = xstrdup(s->script);
+	fx.clock_done = done;
+	fx.clock_arg = arg;
+	return (struct ready_probe *)&fx;
+}
+
+void ready_probe_close(struct ready_probe *p)
+{
+	free(steal_ptr(&fx.clock_script));
+	strv_add(&fx.log, "clock-end");
 }
 
 uint64_t snapshot_room_needed(pid_t pid, uint64_t memory_bytes)
@@ -272,6 +292,51 @@ static void test_agent_snapshot_apply_waits_for_ssh(void **state)
 	assert_log("list out apply:live ssh link in ensure");
 }
 
+/* The guest has no agent in plain mode. */
+static void test_agent_snapshot_apply_in_plain_mode(void **state)
+{
+	intmax_t at;
+
+	fx.a.link = NULL;
+	fx.has_master = true;
+	ask(agent_apply_snapshot, "{\"tag\": \"live\"}");
+	WAIT_FOR(fx.log.len == 5);
+	agent_snapshot_ssh_is_up(&fx.a);
+	assert_log("list out apply:live ssh in clock");
+	assert_int_equal(sscanf(strstr(fx.clock_script, "date -u -s @"), "date -u -s @%jd", &at), 1);
+	assert_in_range(at, time(NULL) - 30, time(NULL));
+	assert_int_equal(fx.n_answers, 0);
+	fx.clock_done(fx.clock_arg, &ERROR_NONE);
+	assert_answer(200, "\"apply\"");
+	assert_null(strstr(fx.text, "warning"));
+	assert_log("list out apply:live ssh in clock clock-end");
+}
+
+static void test_agent_snapshot_clock_cannot_be_set(void **state)
+{
+	struct error refused = ERROR_NONE;
+
+	fx.a.link = NULL;
+	ask(agent_apply_snapshot, "{\"tag\": \"live\"}");	/* ssh is not up */
+	assert_answer(200, "\"warning\":\"the guest's clock is of the snapshot's time (there is no ssh)");
+	fx.has_master = true;
+	ask(agent_apply_snapshot, "{\"tag\": \"live\"}");
+	WAIT_FOR(fx.log.len == 10);
+	agent_snapshot_ssh_is_up(&fx.a);
+	error_set(&refused, -EIO, "sudo: a password is required");
+	fx.clock_done(fx.clock_arg, &refused);
+	assert_answer(200, "(sudo: a password is required); set it: limactl shell vm sudo date");
+	ask(agent_apply_snapshot, "{\"tag\": \"live\"}");	/* the machine ends */
+	WAIT_FOR(fx.log.len == 17);
+	agent_snapshot_ssh_is_up(&fx.a);
+	for (int i = 0; i < 5; i++)
+		uv_run(&fx.a.loop.uv, UV_RUN_ONCE);
+	fx.stopping = true;
+	agent_snapshot_ends(&fx.a);
+	assert_answer(200, "\"apply\"");
+	assert_null(fx.clock_script);
+}
+
 static void test_agent_snapshot_delete_needs_no_device(void **state)
 {
 	ask(agent_delete_snapshot, "{\"tag\": \"off\"}");
@@ -382,6 +447,8 @@ int main(void)
 		SNAPSHOT_TEST(test_agent_snapshot_create),
 		SNAPSHOT_TEST(test_agent_snapshot_apply),
 		SNAPSHOT_TEST(test_agent_snapshot_apply_waits_for_ssh),
+		SNAPSHOT_TEST(test_agent_snapshot_apply_in_plain_mode),
+		SNAPSHOT_TEST(test_agent_snapshot_clock_cannot_be_set),
 		SNAPSHOT_TEST(test_agent_snapshot_delete_needs_no_device),
 		SNAPSHOT_TEST(test_agent_snapshot_list),
 		SNAPSHOT_TEST(test_agent_snapshot_that_cannot_be),
