@@ -41,6 +41,7 @@ struct ports {
 	unsigned settle;		/* next index into settle_ms; its size: settled */
 	unsigned settling;		/* PORTS_*: what that series is about */
 	unsigned kicked;		/* PORTS_*: by a kick since the last look */
+	bool udp_by_proc;		/* where the last look at UDP came from */
 	bool closing;
 	uint64_t rested_at_ms;		/* the duty limit: all dumps are paid for then */
 	uint64_t last_change_ms;
@@ -81,6 +82,22 @@ static int look_at_tcp(struct ports *p, struct error *err)
 	return 0;
 }
 
+/* BPF is asked about sockets by their cookies, which /proc does not tell. */
+static bool bpf_knows_udp(const struct ports *p)
+{
+	return p->bpf && ports_bpf_has_udp(p->bpf) && !p->udp_by_proc;
+}
+
+/* Sockets are others by name there: everything is as at the first look. */
+static void note_udp_source(struct ports *p)
+{
+	bool by_proc = ports_diag_by_proc(p->diag);
+
+	if (by_proc != p->udp_by_proc)
+		udp_servers_done(&p->udp_servers);
+	p->udp_by_proc = by_proc;
+}
+
 static int look_at_udp(struct ports *p, struct error *err)
 {
 	scoped_sock_list struct sock_list socks = { 0 };
@@ -89,9 +106,10 @@ static int look_at_udp(struct ports *p, struct error *err)
 
 	if (rc < 0)
 		return rc;
+	note_udp_source(p);
 	p->udp.len = 0;
 	next_ms = udp_servers_judge(&p->udp_servers, &socks, now_ms, p->range,
-				    p->bpf ? ask_bpf : NULL, p->bpf, &p->udp);
+				    bpf_knows_udp(p) ? ask_bpf : NULL, p->bpf, &p->udp);
 	p->udp_due_ms = next_ms ? now_ms + next_ms : 0;
 	return 0;
 }
@@ -144,7 +162,7 @@ static bool look_and_tell(struct ports *p, unsigned protos, uint64_t *ret_took_n
 
 static bool needs_polling(const struct ports *p)
 {
-	return !p->bpf || !ports_bpf_has_tcp(p->bpf) || !ports_bpf_has_udp(p->bpf);
+	return !p->bpf || !ports_bpf_has_tcp(p->bpf) || !bpf_knows_udp(p);
 }
 
 static uint64_t left_ms(uint64_t due_ms, uint64_t now_ms)
@@ -295,6 +313,17 @@ static void on_timer_closed(uv_handle_t *h)
 	part_closed(h->data);
 }
 
+static int start_bpf(struct ports *p, const struct ports_options *opts, struct error *err)
+{
+	unsigned wanted = opts->no_bpf_udp ? PORTS_TCP : PORTS_ALL;
+	int rc = opts->no_bpf ? error_set(err, -ECANCELED, "bpf: turned off")
+			      : ports_bpf_new(p->loop, wanted, on_kick, p, &p->bpf, err);
+
+	if (rc == 0)
+		p->open_parts++;
+	return rc;
+}
+
 static void start_destroy(struct ports *p, const struct ports_options *opts)
 {
 	bool tcp = !p->bpf || !ports_bpf_has_tcp(p->bpf);
@@ -329,10 +358,7 @@ int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed
 	if (opts->no_diag)
 		ports_diag_use_proc(p->diag);
 	/* Events first, the dump after: nothing falls between. */
-	if (opts->no_bpf)
-		error_set(&bpf_err, -ECANCELED, "bpf: turned off");
-	if (!opts->no_bpf && ports_bpf_new(loop, on_kick, p, &p->bpf, &bpf_err) == 0)
-		p->open_parts++;
+	start_bpf(p, opts, &bpf_err);
 	memcpy(p->bpf_problem, bpf_err.msg, sizeof(p->bpf_problem));
 	start_destroy(p, opts);
 	rc = look(p, PORTS_ALL, &p->current, err);
@@ -359,8 +385,8 @@ const char *ports_mode(const struct ports *p)
 {
 	if (!p->bpf)
 		return "polling";
-	if (!ports_bpf_has_udp(p->bpf))
-		return "events (tcp), polling";
+	if (!bpf_knows_udp(p))
+		return ports_bpf_has_tcp(p->bpf) ? "events (tcp), polling" : "polling";
 	return ports_bpf_has_tcp(p->bpf) ? "events (tcp, udp)" : "events (udp), polling";
 }
 

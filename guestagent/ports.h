@@ -34,9 +34,10 @@
 struct ports;
 
 struct ports_options {
-	bool no_bpf;	/* for tests and as a way out: poll */
-	bool no_diag;	/* read /proc/net */
-	bool no_nat;	/* sockets only */
+	bool no_bpf;		/* for tests and as a way out: poll */
+	bool no_bpf_udp;	/* for tests: as where the kernel has only TCP's half */
+	bool no_diag;		/* read /proc/net */
+	bool no_nat;		/* sockets only */
 };
 
 /* The list changed; sets are borrowed for the call, ports_current() is new. */

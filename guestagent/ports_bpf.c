@@ -208,8 +208,8 @@ static int start_ring(struct ports_bpf *b, struct loop *loop, struct error *err)
 	return 0;
 }
 
-int ports_bpf_new(struct loop *loop, void (*kick)(void *arg, unsigned protos), void *arg,
-		  struct ports_bpf **ret, struct error *err)
+int ports_bpf_new(struct loop *loop, unsigned wanted, void (*kick)(void *arg, unsigned protos),
+		  void *arg, struct ports_bpf **ret, struct error *err)
 {
 	struct error udp_err = ERROR_NONE;
 	struct ports_bpf *b = xnew(struct ports_bpf);
@@ -219,8 +219,9 @@ int ports_bpf_new(struct loop *loop, void (*kick)(void *arg, unsigned protos), v
 	b->kick = kick;
 	b->arg = arg;
 	b->kicks_fd = b->seen_fd = -1;
-	b->tcp = start_part(b, false, err) == 0;
-	b->udp = start_part(b, true, b->tcp ? &udp_err : err) == 0;
+	error_set(&udp_err, -ECANCELED, "bpf: turned off");
+	b->tcp = wanted & PORTS_TCP && start_part(b, false, err) == 0;
+	b->udp = wanted & PORTS_UDP && start_part(b, true, b->tcp ? &udp_err : err) == 0;
 	if (b->tcp && !b->udp)
 		log_debug("ports: no events for UDP, polling: %s", udp_err.msg);
 	rc = b->tcp || b->udp ? start_ring(b, loop, err) : err->code;

@@ -19,9 +19,10 @@
 
 struct ports_bpf;
 
-/* Fails when the kernel has neither part (too old, not root, not built in). */
-int ports_bpf_new(struct loop *loop, void (*kick)(void *arg, unsigned protos), void *arg,
-		  struct ports_bpf **ret, struct error *err);
+/* @wanted: PORTS_*. Fails when the kernel has none of these parts (too old, not root,
+ * not built in). */
+int ports_bpf_new(struct loop *loop, unsigned wanted, void (*kick)(void *arg, unsigned protos),
+		  void *arg, struct ports_bpf **ret, struct error *err);
 bool ports_bpf_has_tcp(const struct ports_bpf *b);
 bool ports_bpf_has_udp(const struct ports_bpf *b);
 

@@ -4,8 +4,8 @@
 #include <assert.h>
 #include <errno.h>
 
-int ports_bpf_new(struct loop *loop, void (*kick)(void *arg, unsigned protos), void *arg,
-		  struct ports_bpf **ret, struct error *err)
+int ports_bpf_new(struct loop *loop, unsigned wanted, void (*kick)(void *arg, unsigned protos),
+		  void *arg, struct ports_bpf **ret, struct error *err)
 {
 	return error_set(err, -ENOTSUP, "bpf: this agent was built without it");
 }

@@ -70,6 +70,11 @@ void ports_diag_use_proc(struct ports_diag *d)
 	d->proc_only = true;
 }
 
+bool ports_diag_by_proc(const struct ports_diag *d)
+{
+	return d->proc_only || d->proc_now;
+}
+
 static int diag_open(struct ports_diag *d, struct error *err)
 {
 	if (d->fd >= 0)
@@ -232,7 +237,7 @@ int ports_diag_dump(struct ports_diag *d, int proto, struct sock_list *ret, stru
 	struct error why = ERROR_NONE;
 	size_t start = ret->len;
 
-	if (d->proc_only || d->proc_now)
+	if (ports_diag_by_proc(d))
 		return ports_proc_dump(proto, ret, err);
 	if (proto == IPPROTO_TCP && dump_both_families(d, ret))
 		return 0;

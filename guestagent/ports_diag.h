@@ -25,5 +25,7 @@ void ports_diag_free(struct ports_diag *d);
 int ports_diag_dump(struct ports_diag *d, int proto, struct sock_list *ret, struct error *err);
 /* Where /proc had to be used, try netlink again at the next dump. */
 void ports_diag_retry(struct ports_diag *d);
+/* The last dump was /proc's; its cookies are inodes (ports_proc.h). */
+bool ports_diag_by_proc(const struct ports_diag *d);
 /* Never ask netlink: for tests of the other way. */
 void ports_diag_use_proc(struct ports_diag *d);

@@ -11,9 +11,10 @@
  *  4. Its port was chosen by its program. Seen by BPF at bind() this is exact: a
  *     port given to bind() counts, one that the kernel chose (bind to 0, or a
  *     send without bind) never does, however old the socket gets. Not seen (no
- *     BPF, or bound before we started): ports outside
- *     net.ipv4.ip_local_port_range count, ports inside count after
- *     UDP_UNSURE_AGE_MS, which a client's socket rarely reaches unconnected.
+ *     BPF or only TCP's half of it, sockets listed by /proc, or bound before we
+ *     started): ports outside net.ipv4.ip_local_port_range count, ports inside
+ *     count after UDP_UNSURE_AGE_MS, which a client's socket rarely reaches
+ *     unconnected.
  *
  * Sockets already there at the first dump skip rule 3.
  */

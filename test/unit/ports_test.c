@@ -39,6 +39,9 @@ struct fixture {
 static const struct ports_options by_events = { 0 };
 static const struct ports_options by_polling = { .no_bpf = true };
 static const struct ports_options by_proc = { .no_bpf = true, .no_diag = true };
+/* Kernels that have only a part of what events need: no cgroup v2, no udp_diag. */
+static const struct ports_options by_tcp_events = { .no_bpf_udp = true };
+static const struct ports_options by_events_and_proc = { .no_diag = true };
 
 /* --- the list, watched ---------------------------------------------------- */
 
@@ -789,24 +792,32 @@ static int enter_netns(void **state)
 
 #define IN_MODE(test, mode) { #test " " #mode, test, NULL, NULL, (void *)&(mode) }
 #define IN_ALL_MODES(test) IN_MODE(test, by_events), IN_MODE(test, by_polling), IN_MODE(test, by_proc)
+#define IN_MIXED_MODES(test) IN_MODE(test, by_tcp_events), IN_MODE(test, by_events_and_proc)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		IN_ALL_MODES(test_listen_and_close),
+		IN_MIXED_MODES(test_listen_and_close),
 		IN_ALL_MODES(test_connections_are_no_ports),
 		IN_ALL_MODES(test_listener_shared_by_fork),
 		IN_ALL_MODES(test_port_shared_by_sockets),
 		IN_ALL_MODES(test_failed_listen_beside_a_server),
 		IN_ALL_MODES(test_udp_servers_and_clients),
+		IN_MIXED_MODES(test_udp_servers_and_clients),
 		IN_ALL_MODES(test_tcp_and_udp_at_once),
+		IN_MIXED_MODES(test_tcp_and_udp_at_once),
 		IN_ALL_MODES(test_one_protocol_leaves_the_other),
+		IN_MIXED_MODES(test_one_protocol_leaves_the_other),
 		IN_ALL_MODES(test_udp_ages_under_tcp_kicks),
+		IN_MIXED_MODES(test_udp_ages_under_tcp_kicks),
 		IN_MODE(test_udp_kick_lost_in_a_full_ring, by_events),
 		IN_ALL_MODES(test_there_before_us),
+		IN_MIXED_MODES(test_there_before_us),
 		IN_MODE(test_udp_port_chosen_by_kernel, by_events),
 		IN_MODE(test_udp_clients_never_appear, by_events),
 		IN_ALL_MODES(test_udp_netcat_stays),
+		IN_MIXED_MODES(test_udp_netcat_stays),
 		cmocka_unit_test(test_destroy_tells_of_servers_only),
 		IN_ALL_MODES(test_thousand_cycles_nothing_lost),
 		IN_MODE(test_latency, by_events),
