@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "hostagent/forward/unix.h"
 #include "lib/base/child.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -16,6 +17,7 @@ enum {
 	BACKOFF_MAX_MS = 2000,
 	CONNECT_MAX_MS = 30000,	/* sshd that accepts and then says nothing */
 	EXIT_MAX_MS = 3000,	/* until SIGKILL */
+	LOOK_MS = 5000,		/* whether one that is not our child is still there */
 };
 
 enum state {
@@ -24,7 +26,7 @@ enum state {
 	STATE_STARTING,	/* child is the master, not connected yet: rest, close */
 	STATE_WAITING,	/* timer runs until the next try: rest, close */
 	STATE_UP_OURS,	/* child is the master: ensure, close */
-	STATE_UP_FOREIGN, /* ensure, close */
+	STATE_UP_FOREIGN, /* timer runs until the next look: ensure, close */
 	STATE_CLOSING,	/* child is the master or `-O exit` */
 };
 
@@ -92,11 +94,17 @@ static void try_later(struct ssh_master *m)
 
 static void now_up(struct ssh_master *m, enum state state)
 {
-	uv_timer_stop(&m->timer);
 	m->state = state;
 	m->backoff_ms = BACKOFF_FIRST_MS;
 	m->last = ERROR_NONE;
 	m->cb.up(m->cb.arg);
+}
+
+static void is_lost(struct ssh_master *m)
+{
+	m->state = STATE_REST;
+	log_debug("ssh: the master ended: %s", m->last.msg);
+	m->cb.lost(m->cb.arg, &m->last);
 }
 
 /* --- our own master ------------------------------------------------------ */
@@ -126,9 +134,7 @@ static void on_master_exit(void *arg, const struct child_result *r)
 	drop_child(m);
 	set_exit_error(&m->last, "ssh", r);
 	if (m->state == STATE_UP_OURS) {
-		m->state = STATE_REST;
-		log_debug("ssh: the master ended: %s", m->last.msg);
-		m->cb.lost(m->cb.arg, &m->last);
+		is_lost(m);
 		return;
 	}
 	uv_timer_stop(&m->timer);
@@ -139,8 +145,10 @@ static void on_master_line(void *arg, const char *line)
 {
 	struct ssh_master *m = arg;
 
-	if (m->state == STATE_STARTING && streq(line, "up"))
-		now_up(m, STATE_UP_OURS);
+	if (m->state != STATE_STARTING || !streq(line, "up"))
+		return;
+	uv_timer_stop(&m->timer);
+	now_up(m, STATE_UP_OURS);
 }
 
 static void on_connect_timeout(uv_timer_t *t)
@@ -176,6 +184,27 @@ static void start_master(struct ssh_master *m)
 	uv_timer_start(&m->timer, on_connect_timeout, CONNECT_MAX_MS, 0);
 }
 
+/* --- one that is not our child --------------------------------------------- */
+
+/* Nobody tells us of its end, but its socket does: connecting costs no process, and
+ * OpenSSH says nothing about a client that leaves at once. */
+static void on_look(uv_timer_t *t)
+{
+	struct ssh_master *m = t->data;
+	struct error ignored = ERROR_NONE;
+
+	if (path_exists(m->sock) && unix_prepare(m->sock, &ignored) < 0)
+		return;		/* somebody listens, or we cannot tell */
+	uv_timer_stop(t);
+	error_set(&m->last, -EPIPE, "a master that was not ours ended");
+	is_lost(m);
+}
+
+static void look_after(struct ssh_master *m, unsigned ms)
+{
+	uv_timer_start(&m->timer, on_look, ms, LOOK_MS);
+}
+
 /* --- requests to whoever holds the socket -------------------------------- */
 
 static int start_request(struct ssh_master *m, const char *command, child_exit_fn done,
@@ -198,6 +227,7 @@ static void on_check_exit(void *arg, const struct child_result *r)
 	drop_child(m);
 	uv_timer_stop(&m->timer);
 	if (r->exit_code == 0) {
+		look_after(m, LOOK_MS);
 		now_up(m, STATE_UP_FOREIGN);
 		return;
 	}
@@ -231,8 +261,10 @@ static void try_now(struct ssh_master *m)
 
 void ssh_master_ensure(struct ssh_master *m)
 {
-	if (m->state == STATE_REST || m->state == STATE_UP_FOREIGN)
+	if (m->state == STATE_REST)
 		try_now(m);
+	else if (m->state == STATE_UP_FOREIGN)
+		look_after(m, 0);
 }
 
 void ssh_master_drop(struct ssh_master *m)
@@ -240,10 +272,10 @@ void ssh_master_drop(struct ssh_master *m)
 	if (m->state == STATE_UP_OURS) {
 		child_signal(m->child, SIGTERM);	/* its exit tells the rest */
 	} else if (m->state == STATE_UP_FOREIGN) {
+		uv_timer_stop(&m->timer);
 		unlink(m->sock);
-		m->state = STATE_REST;
 		error_set(&m->last, -ECONNRESET, "the guest was reset");
-		m->cb.lost(m->cb.arg, &m->last);
+		is_lost(m);
 	}
 }
 

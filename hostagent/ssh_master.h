@@ -7,7 +7,8 @@
  * `limactl shell` and probes then cost no handshake.
  *
  * A master that somebody else left behind (a shell after ours was lost, a host
- * agent that was killed) is used as it is.
+ * agent that was killed) is used as it is. That one has no exit that we would see: its
+ * socket is looked at every 5 s, and when it ended that is told as for one of ours.
  */
 #pragma once
 
@@ -31,7 +32,7 @@ struct ssh_master *ssh_master_new(struct loop *loop, const struct ssh_target *t,
 				  const struct ssh_master_callbacks *cb);
 
 /* Wants it up: tries, with back-off, until it is or ssh_master_rest(). When it is
- * up already: asks a master that is not our child whether it still answers. */
+ * up already: looks soon whether a master that is not our child is still there. */
 void ssh_master_ensure(struct ssh_master *m);
 /* The guest it led to is gone (it was reset): ends one that is up at once, which is
  * then told as lost; nobody waits for keep-alives that nobody answers. */

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "hostagent/banner.h"
+#include "hostagent/forward/unix.h"
 #include "hostagent/ready.h"
 #include "hostagent/ssh_master.h"
 #include "lib/base/clock.h"
@@ -299,6 +300,57 @@ static void test_master_of_somebody_else(void **state)
 	assert_false(exists("ssh.sock"));	/* it was asked to end */
 }
 
+/* It is told as lost whether somebody asks or not, as one of ours would be. */
+static void test_master_of_somebody_else_is_lost(void **state)
+{
+	scoped_free char *path = xasprintf("%s/ssh.sock", dir);
+	struct ssh_master *m;
+	struct unix_id id;
+	int fd = -1;
+
+	for (int asked = 0; asked < 2; asked++) {
+		assert_int_equal(unix_listen(path, &fd, &id, &outcome), 0);
+		m = new_master();
+		ssh_master_ensure(m);
+		run_until(&up);
+		up = false;
+		ssh_master_ensure(m);
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+		assert_true(ssh_master_is_up(m) && !lost);
+		close(fd);	/* it was killed: the file stays */
+		if (asked)
+			ssh_master_ensure(m);
+		run_until(&lost);
+		assert_false(ssh_master_is_up(m));
+		assert_non_null(strstr(outcome.msg, "was not ours ended"));
+		assert_false(exists("ssh.sock") || up);
+		ssh_master_ensure(m);
+		run_until(&up);
+		ssh_master_close(m, on_closed, NULL);
+		run_until(&closed);
+	}
+}
+
+/* Nothing is looked for once it was given up. */
+static void test_master_of_somebody_else_is_dropped(void **state)
+{
+	struct ssh_master *m;
+
+	touch("ssh.sock", true);
+	m = new_master();
+	ssh_master_ensure(m);
+	run_until(&up);
+	ssh_master_ensure(m);
+	ssh_master_drop(m);
+	assert_true(lost && !exists("ssh.sock"));
+	lost = false;
+	for (int i = 0; i < 3; i++)
+		uv_run(&loop.uv, UV_RUN_NOWAIT);
+	assert_false(lost || ssh_master_is_up(m));
+	ssh_master_close(m, on_closed, NULL);
+	run_until(&closed);
+}
+
 static void test_master_close_while_starting(void **state)
 {
 	struct ssh_master *m = new_master();
@@ -335,6 +387,8 @@ int main(void)
 		LOOP_TEST(test_master_up_lost_and_up_again),
 		LOOP_TEST(test_master_refused_then_let_in),
 		LOOP_TEST(test_master_of_somebody_else),
+		LOOP_TEST(test_master_of_somebody_else_is_lost),
+		LOOP_TEST(test_master_of_somebody_else_is_dropped),
 		LOOP_TEST(test_master_close_while_starting),
 	};
 
