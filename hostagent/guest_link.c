@@ -52,6 +52,7 @@ struct guest_link {		/* refs: timers, sessions, and until close() the owner */
 	uv_timer_t sync;
 	bool syncing;
 	struct guest_link_info info;
+	bool paused;		/* the machine */
 	bool closing;
 	unsigned refs;
 	void (*closed)(void *arg);
@@ -321,6 +322,7 @@ static int way_connect(struct way *w, struct error *err)
 		free(s);
 		return rc;
 	}
+	guest_client_set_paused(s->client, l->paused);
 	w->session = s;
 	l->refs++;
 	return 0;
@@ -389,6 +391,14 @@ const struct guest_link_info *guest_link_info(const struct guest_link *l)
 	return &l->info;
 }
 
+static void set_paused(struct guest_link *l, bool paused)
+{
+	l->paused = paused;
+	for (size_t i = 0; i < WAY_COUNT; i++)
+		if (l->ways[i].session && !l->ways[i].session->closing)
+			guest_client_set_paused(l->ways[i].session->client, paused);
+}
+
 void guest_link_driver_event(struct guest_link *l, enum driver_event event)
 {
 	struct way *serial = &l->ways[WAY_SERIAL];
@@ -396,7 +406,9 @@ void guest_link_driver_event(struct guest_link *l, enum driver_event event)
 
 	if (l->closing)
 		return;
-	if (event == DRIVER_RESET) {
+	if (event == DRIVER_PAUSED || event == DRIVER_RESUMED) {
+		set_paused(l, event == DRIVER_PAUSED);
+	} else if (event == DRIVER_RESET) {
 		forward_set_ports(l->o.forward, NULL, 0);	/* nothing listens now */
 		clear_progress(&l->info);
 		error_set(&why, -ECONNRESET, "the guest resets");

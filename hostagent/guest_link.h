@@ -61,8 +61,9 @@ void guest_link_start(struct guest_link *l);
 /* The ssh master forwards the agent's socket from now on (or no longer). */
 void guest_link_set_ssh(struct guest_link *l, bool usable);
 const struct guest_link_info *guest_link_info(const struct guest_link *l);
-/* Passed on from the driver: the guest resets, or its agent closed or opened
- * the port. Faster than noticing by keepalive. */
+/* Passed on from the driver: the guest resets, its agent closed or opened the port, or
+ * the machine stands still and goes on. How an agent that died is noticed at once, and
+ * one that merely cannot answer is waited for. */
 void guest_link_driver_event(struct guest_link *l, enum driver_event event);
 /* The guest is another one than a moment ago (a snapshot was applied): connects anew. */
 void guest_link_guest_was_set_back(struct guest_link *l);

@@ -19,7 +19,10 @@
 enum {
 	WATCH_MS = 1000,	/* unanswered for this long: ask */
 	WATCH_AGAIN_MS = 5000,	/* it answered, a connect() just takes its time */
-	PROBE_MS = 3000,	/* no answer to that either: the agent is gone */
+	/* No answer to that either: the agent is gone, or hangs. Long, since a machine
+	 * may also stand still without a word of QMP's (SIGSTOP, a host that swaps), and
+	 * all that is open ends with the connection. */
+	PATIENCE_MS = 90 * 1000,
 	SYNC_TIME_MS = 5000,
 };
 
@@ -90,14 +93,15 @@ static void cancel_all(struct guest_client *c)
 
 static void lose(struct guest_client *c, const struct error *why)
 {
-	struct error err = *why;
+	struct error err = *why, gone = *why;
 
 	if (c->state >= CLIENT_LOST)
 		return;
 	c->state = CLIENT_LOST;
 	uv_timer_stop(&c->timer);
 	cancel_all(c);
-	client_tunnels_abort(c, &err);
+	gone.code = -ENOTCONN;	/* whatever it was, for them it is the connection */
+	client_tunnels_abort(c, &gone);
 	if (c->state == CLIENT_LOST)	/* a tunnel's callback may have closed us */
 		c->cb.lost(c->cb.arg, &err);
 }
@@ -300,13 +304,13 @@ static void on_info(void *arg, const ProtobufCMessage *reply, const struct error
 		get_info(c, 0, on_legacy_ports, c, &ignored);	/* a slot is free: the first */
 }
 
-static void start_channel(struct guest_client *c, int fd, bool serial)
+static void start_channel(struct guest_client *c, int fd)
 {
 	grpc_channel_credentials *plain = grpc_insecure_credentials_create();
 	struct error ignored = { 0 };
 
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-	c->channel = grpc_channel_create_from_fd("localhost", fd, plain, rpc_client_args(serial));
+	c->channel = grpc_channel_create_from_fd("localhost", fd, plain, rpc_client_args());
 	grpc_channel_credentials_release(plain);
 	c->state = CLIENT_GREETING;
 	get_info(c, 0, on_info, c, &ignored);	/* the slots are all free */
@@ -321,7 +325,7 @@ static void on_linked(void *arg, int fd)
 		return;
 	}
 	link_host_close(c->link, on_link_closed, c);
-	start_channel(c, fd, true);
+	start_channel(c, fd);
 }
 
 static void on_link_failed(void *arg, const struct error *why)
@@ -351,6 +355,7 @@ int guest_client_new(struct loop *loop, struct rpc *rpc, int fd,
 	c->loop = loop;
 	c->rpc = rpc;
 	c->cb = *cb;
+	c->patience_ms = opts->patience_ms ? opts->patience_ms : PATIENCE_MS;
 	rpc_tag_init(&c->events.whole_tag, on_events_over);
 	rpc_tag_init(&c->events.recv_tag, on_event);
 	if (opts->link_secret) {
@@ -358,7 +363,7 @@ int guest_client_new(struct loop *loop, struct rpc *rpc, int fd,
 				  &c->link, err) < 0)
 			return error_wrap(err, "guest agent");
 	} else {
-		start_channel(c, steal_fd(&owned), false);
+		start_channel(c, steal_fd(&owned));
 	}
 	uv_timer_init(&loop->uv, &c->timer);
 	c->timer.data = c;
@@ -387,34 +392,55 @@ static void on_watch(uv_timer_t *timer);
 static void on_probe(void *arg, const ProtobufCMessage *reply, const struct error *err)
 {
 	struct guest_client *c = arg;
-	struct error why = { 0 };
+	struct error why = *err;
 
-	if (c->state != CLIENT_READY)
+	c->asking = false;
+	if (c->state != CLIENT_READY || c->paused)
 		return;
-	if (!c->heard && !reply) {
-		error_set(&why, -ETIMEDOUT, "the guest agent did not answer in %d ms", PROBE_MS);
-		lose(c, &why);
-	} else if (client_tunnels_waiting(c)) {
-		uv_timer_start(&c->timer, on_watch, WATCH_AGAIN_MS, 0);
+	if (c->heard) {
+		if (client_tunnels_waiting(c))
+			uv_timer_start(&c->timer, on_watch, WATCH_AGAIN_MS, 0);
+		return;
 	}
+	if (err->code == -ETIMEDOUT)
+		error_set(&why, -ETIMEDOUT, "the guest agent did not answer in %u s",
+			  c->patience_ms / 1000);
+	lose(c, &why);
+}
+
+static void ask(struct guest_client *c)
+{
+	struct error ignored = { 0 };
+
+	if (c->asking || c->paused)
+		return;
+	c->heard = false;
+	c->asking = get_info(c, c->patience_ms, on_probe, c, &ignored) == 0;
+	if (!c->asking)
+		uv_timer_start(&c->timer, on_watch, WATCH_MS, 0);	/* others ask already */
 }
 
 static void on_watch(uv_timer_t *timer)
 {
 	struct guest_client *c = timer->data;
-	struct error ignored = { 0 };
 
-	if (!client_tunnels_waiting(c))
-		return;
-	c->heard = false;
-	if (get_info(c, PROBE_MS, on_probe, c, &ignored) < 0)
-		uv_timer_start(&c->timer, on_watch, WATCH_MS, 0);	/* others ask already */
+	if (client_tunnels_waiting(c))
+		ask(c);
 }
 
 void client_watch(struct guest_client *c)
 {
-	if (!uv_is_active((uv_handle_t *)&c->timer))
+	if (!c->asking && !uv_is_active((uv_handle_t *)&c->timer))
 		uv_timer_start(&c->timer, on_watch, WATCH_MS, 0);
+}
+
+void guest_client_set_paused(struct guest_client *c, bool paused)
+{
+	c->paused = paused;
+	if (paused || c->state != CLIENT_READY)
+		return;
+	c->heard = true;	/* what was asked before or meanwhile says nothing */
+	client_watch(c);
 }
 
 /* --- the clock ------------------------------------------------------------- */
@@ -470,6 +496,8 @@ static void on_round_trip(void *arg, const ProtobufCMessage *reply, const struct
 	if (!reply || c->state != CLIENT_READY) {
 		if (reply)
 			error_set(&why, -ECANCELED, "the connection is closed");
+		else if (err->code == -ETIMEDOUT && c->state == CLIENT_READY)
+			ask(c);
 		sync_fail(s, reply ? &why : err);
 		return;
 	}

@@ -48,6 +48,10 @@ struct guest_client_options {
 	/* How long until `lost` with -ETIMEDOUT when nothing answers; 0: wait
 	 * for ever (the guest is still booting). */
 	unsigned connect_timeout_ms;
+	/* Once ready: how long a question may go unanswered until the connection is
+	 * lost. 0: 90 s. An agent that ends is told of sooner, by the end of the
+	 * socket or by guest_client_close() when its port closed. */
+	unsigned patience_ms;
 };
 
 /* Takes @fd, also on failure. */
@@ -60,6 +64,10 @@ int guest_client_new(struct loop *loop, struct rpc *rpc, int fd,
  * handshake now instead of at the next round. No-op once the link is up. */
 void guest_client_kick(struct guest_client *c);
 
+/* The machine stands still, or goes on: however long, that is no silence. Also
+ * before ready. */
+void guest_client_set_paused(struct guest_client *c, bool paused);
+
 enum {
 	GUEST_FEATURE_SNAPSHOT		= 1 << 0,
 	GUEST_FEATURE_TUNNEL_KINDS	= 1 << 1,
@@ -70,7 +78,8 @@ enum {
 unsigned guest_client_features(const struct guest_client *c);	/* valid from ready on */
 
 /* Sends the host's time; @done gets the drift before the step, in ms. Measures
- * the round trip itself. */
+ * the round trip itself. Asked for now and then it also finds out that the agent
+ * does not answer any more, which otherwise only a tunnel that waits does. */
 void guest_client_sync_time(struct guest_client *c,
 			    void (*done)(void *arg, int64_t drift_ms, bool adjusted,
 					 const struct error *err),

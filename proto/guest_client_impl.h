@@ -39,7 +39,10 @@ struct guest_client {	/* owner: the caller of new until close, then itself until
 	grpc_channel *channel;
 	uv_timer_t timer;		/* connect timeout; from ready on: the probe */
 	bool timer_closed;
-	bool heard;			/* something came since the timer was started */
+	unsigned patience_ms;
+	bool paused;			/* the machine: no answer can come */
+	bool asking;			/* a question that finds out if it is still there */
+	bool heard;			/* something came since it was asked */
 
 	struct unary *unary[CLIENT_UNARY_MAX];	/* under way, to cancel them */
 	struct client_events events;

@@ -39,7 +39,7 @@ void rpc_expect(struct rpc *rpc, struct rpc_tag *tag);
 
 /* What channel and server have in common; see the table in rpc.c for the
  * reasons. Static, never freed. */
-const grpc_channel_args *rpc_client_args(bool serial);
+const grpc_channel_args *rpc_client_args(void);
 const grpc_channel_args *rpc_server_args(void);
 
 /* A copy of @slice as text for logs, cut at @size - 1 bytes, without 0 bytes. */

@@ -305,8 +305,8 @@ static void on_status(void *arg, json_t *ret, const struct error *err)
 	vm->reconnecting = false;
 	if (vm->closing || !vm->qmp)
 		return;
-	if (!json_is_true(json_object_get(ret, "running")) && !vm->paused)
-		vm_is_paused(vm);
+	if (json_is_true(json_object_get(ret, "running")) == vm->paused)
+		vm_tell_paused(vm, !vm->paused);
 	if (!vm->closing && vm->qmp && vm->adopted)
 		qmp_call(vm->qmp, "query-chardev", NULL, QMP_CALL_MS, on_chardevs, vm);
 }

@@ -72,22 +72,22 @@ static void on_reset(struct qemu_vm *vm, json_t *data)
 	vm_event(vm, DRIVER_RESET, reason ? reason : "");
 }
 
-static void on_paused(struct qemu_vm *vm, json_t *data)
+void vm_tell_paused(struct qemu_vm *vm, bool paused)
 {
-	vm->paused = true;
-	vm_event(vm, DRIVER_PAUSED, "");
+	vm->paused = paused;
+	if (!paused)
+		uv_timer_stop(&vm->room);
+	vm_event(vm, paused ? DRIVER_PAUSED : DRIVER_RESUMED, "");
 }
 
-void vm_is_paused(struct qemu_vm *vm)
+static void on_paused(struct qemu_vm *vm, json_t *data)
 {
-	on_paused(vm, NULL);
+	vm_tell_paused(vm, true);
 }
 
 static void on_resumed(struct qemu_vm *vm, json_t *data)
 {
-	vm->paused = false;
-	uv_timer_stop(&vm->room);
-	vm_event(vm, DRIVER_RESUMED, "");
+	vm_tell_paused(vm, false);
 }
 
 static void on_serial_port(struct qemu_vm *vm, json_t *data)

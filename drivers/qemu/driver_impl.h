@@ -97,7 +97,7 @@ void vm_snapshot_is_over(struct qemu_vm *vm);
 void vm_qmp_event(void *arg, const char *name, json_t *data);	/* arg: the vm */
 void vm_watch_logs(struct qemu_vm *vm);
 /* The vCPUs stand still, as found by asking. */
-void vm_is_paused(struct qemu_vm *vm);
+void vm_tell_paused(struct qemu_vm *vm, bool paused);
 
 /* --- driver_changes.c ----------------------------------------------------- */
 void vm_vsock_plug(struct driver *d, driver_done_fn done, void *arg);

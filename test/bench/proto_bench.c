@@ -260,7 +260,7 @@ static double run(struct guest_client *client, int kind, unsigned streams)
 
 static struct guest_client *connect_client(int fd, bool link)
 {
-	const struct guest_client_options opts = { link ? secret : NULL, 0 };
+	const struct guest_client_options opts = { link ? secret : NULL, 0, 0 };
 	const struct guest_client_callbacks cb = { on_ready, on_event, on_lost, NULL };
 	struct guest_client *client;
 	struct error err = { 0 };

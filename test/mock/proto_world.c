@@ -295,7 +295,7 @@ void world_stop_server(struct world *w)
 
 void world_start_client(struct world *w, int fd, const uint8_t *secret, unsigned timeout_ms)
 {
-	const struct guest_client_options opts = { secret, timeout_ms };
+	const struct guest_client_options opts = { secret, timeout_ms, w->patience_ms };
 	const struct guest_client_callbacks cb = { on_ready, on_event, on_lost, w };
 	struct error err = { 0 };
 

@@ -48,6 +48,7 @@ struct world {
 
 	struct guest_client *client;
 	bool client_gone;
+	unsigned patience_ms;	/* of the next client; 0: its own */
 	bool ready, lost;
 	struct error lost_why;
 	unsigned events, snapshots, ports_seen;

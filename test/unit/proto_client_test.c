@@ -300,30 +300,95 @@ static void test_client_loses_oversized_event(void **state)
 	w->snapshot = NULL;
 }
 
-/* The agent stopped answering while somebody waits for a connection: found out
- * in seconds, not by the keepalive. */
+/* --- a guest that does not answer ------------------------------------------------ */
+
+#define BOTH_WAIT(guest, w, cond) \
+	WORLD_WAIT(guest, ({ uv_run(&(w)->loop.uv, UV_RUN_NOWAIT); cond; }))
+
+/* A guest with a loop of its own, which stands still when it is not turned. */
+static void start_guest(struct world *guest, struct world *w)
+{
+	struct error err = { 0 };
+	int near[2];
+
+	world_init(guest);
+	world_start_server(guest);
+	world_socketpair(near);
+	assert_int_equal(guest_server_serve_fd(guest->server, near[0], NULL, &err), 0);
+	world_start_client(w, near[1], NULL, 0);
+	BOTH_WAIT(guest, w, w->snapshots == 1);
+}
+
+/* The agent stopped answering while somebody waits for a connection. Who waits may
+ * have it on another lane: the code is one that means that (lane.h). */
 static void test_client_finds_dead_agent_when_asked(void **state)
 {
 	struct world *w = *state;
 	struct world guest;
 	struct app a = { 0 };
-	struct error err = { 0 };
 	uint64_t start;
-	int near[2];
 
-	world_init(&guest);
-	world_start_server(&guest);
-	world_socketpair(near);
-	assert_int_equal(guest_server_serve_fd(guest.server, near[0], NULL, &err), 0);
-	world_start_client(w, near[1], NULL, 0);
-	WORLD_WAIT(&guest, ({ uv_run(&w->loop.uv, UV_RUN_NOWAIT); w->snapshots == 1; }));
-	/* from here on the guest's loop does not turn */
+	w->patience_ms = 2000;
+	start_guest(&guest, w);
 	app_start(&a, w, IPPROTO_TCP, FAR_ECHO);
 	start = clock_mono_ms();
 	WORLD_WAIT(w, w->lost);
 	assert_int_equal(w->lost_why.code, -ETIMEDOUT);
 	assert_true(a.closed);
-	assert_in_range(clock_mono_ms() - start, 2000, 8000);
+	assert_int_equal(a.why.code, -ENOTCONN);
+	assert_in_range(clock_mono_ms() - start, 2000, 12000);
+	world_stop_client(w);
+	world_done(&guest);
+}
+
+static void ignore_sync(void *arg, int64_t drift_ms, bool adjusted, const struct error *err)
+{
+}
+
+/* Nobody waits, but the clock is set now and then. */
+static void test_client_finds_dead_agent_by_the_clock(void **state)
+{
+	struct world *w = *state;
+	struct world guest;
+
+	w->patience_ms = 500;
+	start_guest(&guest, w);
+	guest_client_sync_time(w->client, ignore_sync, NULL);
+	WORLD_WAIT(w, w->lost);
+	assert_int_equal(w->lost_why.code, -ETIMEDOUT);
+	world_stop_client(w);
+	world_done(&guest);
+}
+
+/* Paused by QMP, by a full disk or for a snapshot, however long: what is open stays,
+ * what waits goes on waiting. Then the patience begins anew. */
+static void test_client_waits_while_the_machine_is_paused(void **state)
+{
+	enum { PAUSED_MS = 3500 };	/* looked after 1 s, and 0.5 s later all was over */
+	struct app open = { .to_send = 1000, .check = true }, waiting = { 0 }, late = { 0 };
+	struct world *w = *state;
+	struct world guest;
+	uint64_t until;
+
+	w->patience_ms = 500;
+	start_guest(&guest, w);
+	app_start(&open, w, IPPROTO_TCP, FAR_ECHO);
+	BOTH_WAIT(&guest, w, open.received == 1000);
+	app_start(&waiting, w, IPPROTO_TCP, FAR_ECHO);
+	guest_client_set_paused(w->client, true);
+	app_start(&late, w, IPPROTO_UDP, FAR_ECHO);
+	guest_client_sync_time(w->client, ignore_sync, NULL);
+	until = clock_mono_ms() + PAUSED_MS;
+	WORLD_WAIT(w, clock_mono_ms() > until);
+	assert_false(w->lost || open.closed || waiting.closed || late.closed);
+	guest_client_set_paused(w->client, false);
+	BOTH_WAIT(&guest, w, waiting.opened && late.opened);
+	open.to_send = 2000;
+	app_send_more(&open);
+	BOTH_WAIT(&guest, w, open.received == 2000);
+	assert_false(w->lost || open.corrupt);
+	app_start(&(struct app){ 0 }, w, IPPROTO_TCP, FAR_ECHO);	/* and dies now */
+	WORLD_WAIT(w, w->lost);
 	world_stop_client(w);
 	world_done(&guest);
 }
@@ -406,6 +471,8 @@ int main(void)
 		T(test_client_silence_times_out),
 		T(test_client_loses_oversized_event),
 		T(test_client_finds_dead_agent_when_asked),
+		T(test_client_finds_dead_agent_by_the_clock),
+		T(test_client_waits_while_the_machine_is_paused),
 		T(test_server_survives_noise_and_half_calls),
 		T(test_server_unix_socket),
 	};

@@ -1,6 +1,7 @@
 /* TunnelMessage by hand against protobuf-c, statuses, and the cleaning of what a
  * guest sends. */
 #include <errno.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -366,16 +367,15 @@ static int int_arg(const grpc_channel_args *args, const char *key)
 
 /* Lima's guest agent is a grpc-go server: it hangs up on a client that pings more
  * often than every 5 minutes (keepalive.EnforcementPolicy, MinTime), with all
- * tunnels. On the serial port, where only ours is, a dead peer shows no other way. */
-static void test_keepalive_suits_the_peer(void **state)
+ * tunnels. A paused machine answers none, and gRPC would hang up itself. */
+static void test_nobody_pings(void **state)
 {
-	const grpc_channel_args *serial = rpc_client_args(true), *sock = rpc_client_args(false);
+	const grpc_channel_args *sides[] = { rpc_client_args(), rpc_server_args() };
 
-	assert_in_range(int_arg(serial, GRPC_ARG_KEEPALIVE_TIME_MS), 1000, 30000);
-	assert_int_equal(int_arg(serial, GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS), 1);
-	assert_in_range(int_arg(sock, GRPC_ARG_KEEPALIVE_TIME_MS), 5 * 60 * 1000 + 1, 3600 * 1000);
-	assert_int_equal(int_arg(sock, GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS), 0);
-	assert_int_equal(int_arg(sock, GRPC_ARG_HTTP2_BDP_PROBE), 0);	/* those are pings too */
+	for (size_t i = 0; i < ARRAY_SIZE(sides); i++) {
+		assert_int_equal(int_arg(sides[i], GRPC_ARG_KEEPALIVE_TIME_MS), INT_MAX);
+		assert_int_equal(int_arg(sides[i], GRPC_ARG_HTTP2_BDP_PROBE), 0);
+	}
 }
 
 int main(void)
@@ -395,7 +395,7 @@ int main(void)
 		cmocka_unit_test(test_message_texts_are_made_printable),
 		cmocka_unit_test(test_message_budget_stops_amplification),
 		cmocka_unit_test(test_message_all_ports_fit),
-		cmocka_unit_test(test_keepalive_suits_the_peer),
+		cmocka_unit_test(test_nobody_pings),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
