@@ -168,12 +168,6 @@ void relay_count_relayed(struct relay *r)
 	atomic_fetch_add(&r->relayed, 1);
 }
 
-void relay_make_room(struct relay *r)
-{
-	if (atomic_load(&r->idle) >= r->opts.idle_max)
-		relay_conn_timeout(TAILQ_FIRST(&r->waiting[RELAY_WAIT_HELLO]));
-}
-
 unsigned relay_count_busy(const struct relay *r)
 {
 	return atomic_load(&r->connections) - atomic_load(&r->idle);
@@ -208,18 +202,27 @@ void relay_bury(struct relay_conn *c)
 
 /* --- newcomers ---------------------------------------------------------------- */
 
+/* False: nobody is idle. */
+static bool make_room(struct relay *r)
+{
+	struct relay_conn *oldest = TAILQ_FIRST(&r->waiting[RELAY_WAIT_HELLO]);
+
+	if (oldest)
+		relay_conn_timeout(oldest);
+	return oldest;
+}
+
 static void add(struct relay *r, int fd)
 {
 	scoped_fd int owned = fd;
 	scoped_free struct relay_conn *c = NULL;
 	int rc;
 
-	if (atomic_load(&r->connections) >= r->opts.connections_max) {
+	if (atomic_load(&r->connections) >= r->opts.connections_max && !make_room(r)) {
 		log_warn_limited("relay: %u connections are open, one more was closed",
 				 r->opts.connections_max);
 		return;
 	}
-	relay_make_room(r);
 	c = xnew(struct relay_conn);
 	c->relay = r;
 	c->wait = RELAY_WAIT_NONE;
@@ -550,7 +553,6 @@ int relay_open(const struct relay_options *opts, struct relay **ret, struct erro
 	r->epoll_fd = r->listen_fd = r->control[0] = r->control[1] = r->spare_fd = r->cpu = -1;
 	r->opts = *opts;
 	r->opts.connections_max = connections_allowed(opts->connections_max);
-	r->opts.idle_max = opts->idle_max ? opts->idle_max : RELAY_IDLE_MAX;
 	r->now_ms = coarse_ms();
 	for (unsigned i = 0; i < RELAY_WAITS; i++)
 		TAILQ_INIT(&r->waiting[i]);

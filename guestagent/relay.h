@@ -35,15 +35,17 @@ struct relay;
 
 enum {
 	RELAY_CONNECTIONS_MAX = 16384,
-	RELAY_IDLE_MAX = 256,		/* without a client; the oldest goes */
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
 	RELAY_CONNECT_MS = 10 * 1000,
 	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */
 };
 
 struct relay_options {		/* 0: the default */
-	unsigned connections_max;	/* fewer where RLIMIT_NOFILE allows fewer */
-	unsigned idle_max;
+	/* Fewer where RLIMIT_NOFILE allows fewer. One more closes the one that is idle for
+	 * longest, or itself. Idle ones have no limit of their own: the host gives clients
+	 * to them and closes what it has too many of, and what it has just said to one is
+	 * not here yet. */
+	unsigned connections_max;
 	/* Adds to where a connection may go besides the address itself, in front or
 	 * behind. On the relay's thread. NULL: nowhere else. */
 	void (*dial_more)(void *arg, struct dial *d);

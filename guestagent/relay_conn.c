@@ -515,7 +515,6 @@ static void finish(struct relay_conn *c)
 	c->hello_len = c->dialled = 0;
 	c->server_broken = false;
 	c->state = RELAY_HELLO;
-	relay_make_room(c->relay);
 	relay_wait_for(c, RELAY_WAIT_HELLO);
 	relay_trim_later(c->relay);
 }

@@ -109,8 +109,6 @@ void relay_watch_room(struct relay_conn *c, enum relay_side side);
 void relay_wait_for(struct relay_conn *c, enum relay_wait wait);
 void relay_dial_more(struct relay *r, struct dial *d);
 void relay_count_relayed(struct relay *r);
-/* One more is going to be idle: the oldest goes when they are too many. */
-void relay_make_room(struct relay *r);
 /* A client was served: the heap may have something to give back. */
 void relay_trim_later(struct relay *r);
 /* Connections that are not idle. */

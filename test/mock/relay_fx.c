@@ -13,9 +13,9 @@
 
 #include "lib/base/mem.h"
 
-struct relay *relay_start(unsigned connections_max, unsigned idle_max)
+struct relay *relay_start(unsigned connections_max)
 {
-	struct relay_options opts = { .connections_max = connections_max, .idle_max = idle_max };
+	struct relay_options opts = { .connections_max = connections_max };
 	struct error err = ERROR_NONE;
 	struct relay *r = NULL;
 

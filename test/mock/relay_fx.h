@@ -31,7 +31,7 @@ struct server {
 		}                                                           \
 	} while (0)
 
-struct relay *relay_start(unsigned connections_max, unsigned idle_max);
+struct relay *relay_start(unsigned connections_max);
 /* A TCP server on loopback, IPv4 or IPv6; told to the relay as that address. */
 struct server server_start(int family);
 struct relay_hello hello_to(const struct server *s);

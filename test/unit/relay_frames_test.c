@@ -17,7 +17,7 @@
 
 static void test_relay_serves_the_next_client(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct relay_hello h = hello_to(&s);
 	int host, conn = connect_through(r, &s, &host);
@@ -54,7 +54,7 @@ static void test_relay_serves_the_next_client(void **state)
 /* Nobody is served behind bytes that a server has not taken yet. */
 static void test_relay_is_done_when_the_server_has_it_all(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	scoped_free uint8_t *data = xcalloc(1, 1 << 20);
 	int host, conn = connect_through(r, &s, &host);
@@ -91,7 +91,7 @@ static void test_relay_is_done_when_the_server_has_it_all(void **state)
 static void test_relay_frames_in_pieces(void **state)
 {
 	static const uint8_t wire[] = { 0, 0, 0, 2, 'a', 'b', 0, 0, 0, 1, 'c', 0, 0, 0, 0 };
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 
@@ -112,7 +112,7 @@ static void test_relay_frames_in_pieces(void **state)
 /* The end of the vsock behind a message that was only looked at. */
 static void test_relay_host_vanishes_behind_a_small_message(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	char byte;
 
@@ -135,7 +135,7 @@ static void test_relay_host_vanishes_behind_a_small_message(void **state)
 static void test_relay_what_no_host_says(void **state)
 {
 	static const uint8_t too_long[] = { 1, 0, 0, 1 }, after_end[] = { 0, 0, 0, 0, 'L', 'R' };
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 	char byte;

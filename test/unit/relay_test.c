@@ -23,7 +23,7 @@
 
 static void echo_and_close(int family)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(family);
 	struct relay_hello h;
 	uint8_t first[sizeof(h) + 4 + 5] = { [sizeof(h) + 3] = 5 };
@@ -62,7 +62,7 @@ static void test_relay_echo(void **state)
 /* "::" of a server that listens on 127.0.0.1 only. */
 static void test_relay_wildcard_tries_both_loopbacks(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn;
 
@@ -83,7 +83,7 @@ static void test_relay_wildcard_tries_both_loopbacks(void **state)
 
 static void test_relay_reply_does_not_wait_for_a_silent_server(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 
@@ -96,7 +96,7 @@ static void test_relay_reply_does_not_wait_for_a_silent_server(void **state)
 
 static void test_relay_host_ends_first(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 
@@ -116,7 +116,7 @@ static void test_relay_host_ends_first(void **state)
 
 static void test_relay_server_ends_first(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 
@@ -139,7 +139,7 @@ static void test_relay_small_and_large_messages(void **state)
 {
 	static const size_t sizes[] = { 1, 7, 2047, 2048, 2049, 1, 1, 4096, 300000, 5, 2048, 2048,
 					2048, 1, 65536, 3, 1500, 1500, 1500, 1500 };
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	scoped_free uint8_t *data = xcalloc(1, 300000), *got = xcalloc(1, 300000);
 	int host, conn = connect_through(r, &s, &host);
@@ -168,7 +168,7 @@ static void test_relay_small_and_large_messages(void **state)
 
 static void test_relay_server_resets(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct linger at_once = { .l_onoff = 1 };
 	int host, conn = connect_through(r, &s, &host);
@@ -188,7 +188,7 @@ static void test_relay_server_resets(void **state)
 /* One that closed, and does not just send no more, resets who goes on sending. */
 static void test_relay_server_has_closed(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 	struct pollfd p = { .fd = host, .events = POLLIN };
@@ -209,7 +209,7 @@ static void test_relay_server_has_closed(void **state)
 /* Nothing is written to it, nor read any more: the reset comes by itself. */
 static void test_relay_server_resets_after_its_end(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct linger at_once = { .l_onoff = 1 };
 
@@ -239,7 +239,7 @@ static void test_relay_server_resets_after_its_end(void **state)
 /* A full host does not lose what the server sent before its reset. */
 static void test_relay_reset_behind_pending_bytes(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct linger at_once = { .l_onoff = 1 };
 	scoped_free uint8_t *data = xcalloc(1, BULK);
@@ -267,7 +267,7 @@ static void test_relay_reset_behind_pending_bytes(void **state)
 
 static void test_relay_host_goes_away_while_the_server_sends(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	scoped_free uint8_t *data = xcalloc(1, BULK);
 	int host, conn = connect_through(r, &s, &host), code = 0;
@@ -285,7 +285,7 @@ static void test_relay_host_goes_away_while_the_server_sends(void **state)
 
 static void test_relay_refused(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct relay_hello h = hello_to(&s);
 	uint8_t first[sizeof(h) + 4] = { 0 };
@@ -303,7 +303,7 @@ static void test_relay_refused(void **state)
 
 static void test_relay_hello_malformed(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	const struct relay_hello good = hello_to(&s);
 	struct relay_hello bad[5] = { good, good, good, good, good };
@@ -327,7 +327,7 @@ static void test_relay_hello_malformed(void **state)
 
 static void test_relay_hello_in_pieces(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct relay_hello h = hello_to(&s);
 	int host = host_connect(r), conn;
@@ -347,7 +347,7 @@ static void test_relay_hello_in_pieces(void **state)
 
 static void test_relay_hello_cut_short(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct relay_hello h = hello_to(&s);
 	int host = host_connect(r);
@@ -360,22 +360,30 @@ static void test_relay_hello_cut_short(void **state)
 
 /* --- bounds ------------------------------------------------------------------- */
 
-static void test_relay_oldest_idle_goes(void **state)
+/* They end together, and the host gives the first of them to a client at once. */
+static void test_relay_all_idle_ones_serve_again(void **state)
 {
-	struct relay *r = relay_start(0, 2);
+	enum { N = 400 };
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct relay_hello h = hello_to(&s);
-	int hosts[3], conn;
+	int hosts[N], conns[N], conn;
 
-	for (unsigned i = 0; i < 3; i++)
-		hosts[i] = host_connect(r);
-	expect_end(hosts[0]);
-	send_all(hosts[2], &h, sizeof(h));
+	for (unsigned i = 0; i < N; i++) {
+		conns[i] = connect_through(r, &s, &hosts[i]);
+		expect_reply(hosts[i], 0);
+	}
+	for (unsigned i = 0; i < N; i++) {
+		host_end(hosts[i]);
+		close(conns[i]);
+	}
+	wait_until(relay_get_stats(r).idle == N);
+	host_expect_mark(hosts[0], RELAY_FRAME_DONE);
+	send_all(hosts[0], &h, sizeof(h));
 	conn = server_accept(&s);
-	expect_reply(hosts[2], 0);
-	assert_int_equal(relay_get_stats(r).idle, 1);
+	expect_reply(hosts[0], 0);
 	close(conn);
-	for (unsigned i = 0; i < 3; i++)
+	for (unsigned i = 0; i < N; i++)
 		close(hosts[i]);
 	relay_stop(r);
 	close(s.fd);
@@ -383,16 +391,23 @@ static void test_relay_oldest_idle_goes(void **state)
 
 static void test_relay_too_many(void **state)
 {
-	struct relay *r = relay_start(2, 0);
-	int hosts[3];
+	struct relay *r = relay_start(2);
+	struct server s = server_start(AF_INET);
+	int hosts[4], conns[2];
 
-	for (unsigned i = 0; i < 3; i++)
-		hosts[i] = host_connect(r);
-	expect_end(hosts[2]);
+	hosts[0] = host_connect(r);
+	conns[0] = connect_through(r, &s, &hosts[1]);
+	conns[1] = connect_through(r, &s, &hosts[2]);	/* the idle one makes room */
+	expect_end(hosts[0]);
+	hosts[3] = host_connect(r);
+	expect_end(hosts[3]);
 	assert_int_equal(relay_get_stats(r).connections, 2);
-	for (unsigned i = 0; i < 3; i++)
+	for (unsigned i = 0; i < ARRAY_SIZE(hosts); i++)
 		close(hosts[i]);
+	close(conns[0]);
+	close(conns[1]);
 	relay_stop(r);
+	close(s.fd);
 }
 
 /* --- bytes ---------------------------------------------------------------------- */
@@ -461,7 +476,7 @@ static void copy_all(int from, int to, size_t total, bool from_host, uint32_t ma
 
 static void test_relay_slow_reader_gets_every_byte(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 
@@ -479,7 +494,7 @@ static const uint8_t huge_frame[4] = { 1, 0, 0, 0 };	/* RELAY_FRAME_MAX */
 /* Nobody reads on one connection; another is as quick as ever. */
 static void test_relay_stuck_reader_holds_nobody(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	scoped_free uint8_t *data = xcalloc(1, BULK);
 	int stuck, stuck_conn = connect_through(r, &s, &stuck);
@@ -515,7 +530,7 @@ static void test_relay_thousand_connections(void **state)
 	files.rlim_cur = files.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &files);
 	assert_true(files.rlim_cur > 5 * N);
-	r = relay_start(0, 0);
+	r = relay_start(0);
 	for (unsigned i = 0; i < N; i++)
 		conns[i] = connect_through(r, &s, &hosts[i]);
 	for (unsigned i = 0; i < N; i++)
@@ -547,7 +562,7 @@ static void test_relay_thousand_connections(void **state)
 
 static void test_relay_free_while_busy(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	scoped_free uint8_t *data = xcalloc(1, BULK);
 	struct relay_hello h = hello_to(&s);
@@ -573,7 +588,7 @@ static void test_relay_free_while_busy(void **state)
 static void test_relay_listener(void **state)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct relay_hello h = hello_to(&s);
 	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), hosts[20], conns[20];
@@ -602,7 +617,7 @@ static void test_relay_listener(void **state)
 
 static void test_relay_sleeps_when_idle(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int host, conn = connect_through(r, &s, &host);
 	struct rusage before, after;
@@ -622,7 +637,7 @@ static void test_relay_sleeps_when_idle(void **state)
 /* Once after the last connection, and then it sleeps for good. */
 static void test_relay_gives_memory_back_when_quiet(void **state)
 {
-	struct relay *r = relay_start(0, 0);
+	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	int other, other_conn = connect_through(r, &s, &other);
 	int host, conn = connect_through(r, &s, &host);
@@ -675,7 +690,7 @@ int main(void)
 		cmocka_unit_test(test_relay_hello_malformed),
 		cmocka_unit_test(test_relay_hello_in_pieces),
 		cmocka_unit_test(test_relay_hello_cut_short),
-		cmocka_unit_test(test_relay_oldest_idle_goes),
+		cmocka_unit_test(test_relay_all_idle_ones_serve_again),
 		cmocka_unit_test(test_relay_too_many),
 		cmocka_unit_test(test_relay_slow_reader_gets_every_byte),
 		cmocka_unit_test(test_relay_stuck_reader_holds_nobody),
