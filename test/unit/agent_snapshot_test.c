@@ -11,10 +11,10 @@
 #include <cmocka.h>
 
 #include "hostagent/agent_impl.h"
-#include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/store/snapshot_room.h"
+#include "test/mock/driver_answer.h"
 
 static struct fx {
 	struct agent a;
@@ -50,30 +50,10 @@ bool steps_is_stopping(const struct steps *s)
 	return fx.stopping;
 }
 
-struct soon {
-	driver_done_fn done;
-	void *arg;
-	int code;
-};
-
-static void on_soon(void *arg)
-{
-	struct soon *s = arg;
-	struct error err = ERROR_NONE;
-
-	if (s->code)
-		error_set(&err, s->code, "mock: %s", error_text(s->code));
-	s->done(s->arg, &err);
-	free(s);
-}
-
 static void answer_soon(const char *what, driver_done_fn done, void *arg, int code)
 {
-	struct soon *s = xnew(struct soon);
-
 	strv_add(&fx.log, what);
-	*s = (struct soon){ done, arg, code };
-	loop_post(&fx.a.loop, on_soon, s);
+	driver_answer_give(driver_answer_new(done, arg, code), &fx.a.loop);
 }
 
 void agent_vsock_take_out(struct agent *a, driver_done_fn done, void *arg)
@@ -183,15 +163,7 @@ static const struct driver_ops driver = {
 
 /* --- the world ----------------------------------------------------------- */
 
-#define WAIT_FOR(cond)                                                  \
-	do {                                                            \
-		uint64_t until_ms = clock_mono_ms() + 20000;            \
-		while (!(cond)) {                                       \
-			if (clock_mono_ms() > until_ms)                 \
-				fail_msg("never came true: %s", #cond); \
-			uv_run(&fx.a.loop.uv, UV_RUN_ONCE);             \
-		}                                                       \
-	} while (0)
+#define WAIT_FOR(cond) driver_answer_wait(&fx.a.loop, cond)
 
 static void on_tick(uv_timer_t *t)
 {

@@ -20,9 +20,10 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
+#include "test/mock/driver_answer.h"
 #include "test/mock/vsock.h"
 
-enum { DEADLINE_MS = 20000, SSHD = 22 };
+enum { SSHD = 22 };
 
 static char dir[] = "/tmp/lima-agent-vsock-XXXXXX";
 
@@ -38,7 +39,7 @@ static struct fx {
 
 static bool has_device = true, device_fails;
 static int unplug_code, forward_code;	/* the driver's answers, also while it starts */
-static struct answer *held;		/* its answer when it is to come later */
+static struct driver_answer *held;		/* its answer when it is to come later */
 static bool hold;
 
 /* --- what the rest of the agent is here ---------------------------------- */
@@ -50,33 +51,15 @@ const struct guest_link_info *guest_link_info(const struct guest_link *l)
 	return &link_info;
 }
 
-struct answer {
-	driver_done_fn done;
-	void *arg;
-	int code;
-};
-
-static void on_answer(void *arg)
-{
-	struct answer *answer = arg;
-	struct error err = ERROR_NONE;
-
-	if (answer->code)
-		error_set(&err, answer->code, "mock: %s", error_text(answer->code));
-	answer->done(answer->arg, &err);
-	free(answer);
-}
-
 static void driver_is_asked(const char *what, driver_done_fn done, void *arg, int code)
 {
-	struct answer *answer = xnew(struct answer);
+	struct driver_answer *answer = driver_answer_new(done, arg, code);
 
 	strv_add(&fx.log, what);
-	*answer = (struct answer){ done, arg, code };
 	if (hold)
 		held = answer;
 	else
-		loop_post(&fx.a.loop, on_answer, answer);
+		driver_answer_give(answer, &fx.a.loop);
 }
 
 static void driver_plug(struct driver *d, driver_done_fn done, void *arg)
@@ -107,15 +90,7 @@ static void on_tick(uv_timer_t *t)
 {
 }
 
-#define WAIT_FOR(cond)                                                  \
-	do {                                                            \
-		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;      \
-		while (!(cond)) {                                       \
-			if (clock_mono_ms() > until_ms)                 \
-				fail_msg("never came true: %s", #cond); \
-			uv_run(&fx.a.loop.uv, UV_RUN_ONCE);             \
-		}                                                       \
-	} while (0)
+#define WAIT_FOR(cond) driver_answer_wait(&fx.a.loop, cond)
 
 static void turn(unsigned ms)
 {
@@ -531,7 +506,7 @@ static void test_agent_vsock_ends_with_the_last_answer(void **state)
 	steps_stop(fx.a.steps, NULL);
 	turn(50);
 	assert_false(fx.down);
-	loop_post(&fx.a.loop, on_answer, steal_ptr(&held));
+	driver_answer_give(steal_ptr(&held), &fx.a.loop);
 	stop();
 }
 
