@@ -144,7 +144,7 @@ static int add_rules(struct agent *a, const struct wanted *w, size_t n, unsigned
 	}
 	for (size_t i = 0; i < n; i++)
 		live_rules_add(a->live_rules, ids[i], w[i].text);
-	if (a->master && agent_lanes_want_ssh(a))
+	if (a->master && (agent_lanes_want_ssh(a) || socket_forwards_any(a->sockets)))
 		ssh_master_ensure(a->master);	/* nobody may have wanted it so far */
 	return 0;
 }

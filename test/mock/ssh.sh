@@ -2,7 +2,8 @@
 # ssh.sh - plays the ssh client: the "guest" is this machine
 #
 # FAKE_SSH_DIR holds its state: `refuse` there makes each login fail, `log` gets
-# the arguments of each call. The master's socket is a plain file at ControlPath.
+# the arguments of each call, `master.pid` names the master. The master's socket is
+# a plain file at ControlPath.
 echo "$*" >>"$FAKE_SSH_DIR/log"
 control= command= forward= master=
 while [ $# -gt 0 ]; do
@@ -30,8 +31,10 @@ exit)
 	exit 0 ;;
 forward)
 	[ -e "$control" ] || exit 255
-	# the guest's end exists when the test made it
-	ln -s "$FAKE_SSH_DIR/guest.sock" "${forward%%:*}"
+	# a socket's end in the guest exists when the test made it; nothing listens on a port
+	case $forward in
+	/*) ln -s "$FAKE_SSH_DIR/guest.sock" "${forward%%:*}" ;;
+	esac
 	exit 0 ;;
 esac
 if [ -e "$FAKE_SSH_DIR/refuse" ]; then
@@ -41,6 +44,7 @@ fi
 if [ -n "$master" ]; then
 	trap 'rm -f "$control"; exit 0' TERM
 	: >"$control"
+	echo $$ >"$FAKE_SSH_DIR/master.pid"
 	echo up
 	while [ -e "$control" ] && [ ! -e "$FAKE_SSH_DIR/drop" ]; do
 		sleep 0.05

@@ -657,6 +657,38 @@ static void test_agent_live_rules_take_the_lane_asked_for(void **state)
 	stop_in_order();
 }
 
+/* Until the master is gone and the agent, whose child it is, knows. */
+static void lose_master(void)
+{
+	scoped_free char *path = xasprintf("%s/master.pid", ssh_dir);
+	uint64_t until = clock_mono_ms() + WAIT_MS;
+	pid_t pid = pid_file_read(path, NULL);
+
+	assert_true(pid > 0);
+	fake_ssh("drop", true);
+	while (kill(pid, 0) == 0 && clock_mono_ms() < until)
+		usleep(2000);
+	assert_false(in_dir("ssh.sock"));
+	free(ask("/v1/info"));
+}
+
+/* Only this rule wants ssh, whose connection was lost before. */
+static void test_agent_live_rule_of_a_socket_asks_for_ssh(void **state)
+{
+	scoped_free char *body = xasprintf("{\"guestSocket\":\"/run/x.sock\",\"hostPort\":%u}",
+					   plan.guest_port + 1);
+	scoped_free char *want = xasprintf("\"forwarding\",\"protocol\":\"tcp\","
+					   "\"guestAddr\":\"/run/x.sock\","
+					   "\"hostAddr\":\"127.0.0.1:%u\"", plan.guest_port + 1);
+	size_t at = start_to_running();
+
+	lose_master();
+	free(ask_with("POST", "/v1/ports", body));
+	wait_text(at, want);
+	assert_true(in_dir("ssh.sock"));
+	stop_in_order();
+}
+
 static void test_agent_broken_yaml(void **state)
 {
 	yaml = "images: 3\n";
@@ -763,6 +795,7 @@ int main(void)
 		AGENT_TEST(test_agent_live_rules_outlive_it),
 		AGENT_TEST(test_agent_live_rule_of_any_length),
 		AGENT_TEST(test_agent_live_rules_take_the_lane_asked_for),
+		AGENT_TEST(test_agent_live_rule_of_a_socket_asks_for_ssh),
 		AGENT_TEST(test_agent_broken_yaml),
 	};
 
