@@ -24,6 +24,7 @@ setup_file() {
 	} > "$LIMA_HOME/fwd.yaml"
 	limactl start --tty=false --name "$INSTANCE" "$LIMA_HOME/fwd.yaml" 2>"$LIMA_HOME/start.err"
 	in_guest sh -c 'cat > /tmp/forwards.py' < "$BATS_TEST_DIRNAME/forwards.py"
+	"$BATS_TEST_DIRNAME/tools" | in_guest sh -c 'mkdir /var/tmp/tools && tar -xzC /var/tmp/tools'
 }
 teardown_file() {
 	xargs kill < "$LIMA_HOME/busy.pid" || :
@@ -82,6 +83,16 @@ print(next(r["lane"] for r in rows if r["guestAddr"].endswith(":" + sys.argv[1])
 	[[ $(lane_of 20322) == ssh ]]
 }
 
+@test "connections are opened and left alone" {
+	streams_idle 3>&- &
+	echo $! > "$LIMA_HOME/idle.pid"
+	until_ok 30 grep -q "^12 connections open" "$LIMA_HOME/idle.log"
+}
+
+streams_idle() {	# until it is sent SIGUSR1
+	exec python3 "$BATS_TEST_DIRNAME/streams.py" idle 3600 20320 20321 20322 >"$LIMA_HOME/idle.log" 2>&1
+}
+
 @test "under emulation the relay runs where the vsock's interrupts are" {
 	in_guest sudo sh -c '
 		grep -q "QEMU TCG" /proc/cpuinfo || exit 0
@@ -120,6 +131,33 @@ print(next(r["lane"] for r in rows if r["guestAddr"].endswith(":" + sys.argv[1])
 	streams busy-clients 20320 5
 	streams busy-clients 20321 5
 }
+
+@test "what was left alone since still works" {
+	kill -USR1 "$(cat "$LIMA_HOME/idle.pid")"
+	until_ok 60 grep "work after" "$LIMA_HOME/idle.log"
+	grep -q "^12 of 12 work" "$LIMA_HOME/idle.log" || { cat "$LIMA_HOME/idle.log" >&2; false; }
+}
+
+# --- ports without a socket: containers', Kubernetes' ------------------------------
+
+nat() { in_guest sudo sh /var/tmp/tools/nat.sh "$1"; }
+
+@test "ports that only CNI, nftables, iptables and Kubernetes publish" {
+	local port
+	nat pod
+	for port in cni:20350 nft:20351 legacy:20352 kube:30350; do
+		net refused 127.0.0.1 "${port#*:}"
+		nat "${port%:*}"
+		until_ok 20 says_hello 127.0.0.1 "${port#*:}"
+	done
+	until_ok 20 echoes_hello 127.0.0.1 20351
+	nat flush
+	for port in 20350 20351 20352 30350; do
+		until_ok 20 net refused 127.0.0.1 "$port"
+	done
+}
+
+echoes_hello() { [[ $(net udp "$1" "$2" hello 2>/dev/null) == "echo hello" ]]; }
 
 # --- two instances, the second one plain -----------------------------------------
 
@@ -204,11 +242,26 @@ same_time() {	# to 2 s
 	((apart >= -2 && apart <= 2))
 }
 
+restart_agent() {	# [VARIABLE=VALUE]: kill -9, and the next one with that in its environment
+	kill -KILL "$(field "$INSTANCE" hostAgentPID)"
+	env "$@" limactl start --tty=false "$INSTANCE"
+}
+
+@test "the environment chooses the lane where no rule does" {
+	serve 20345 python3 /var/tmp/tools/net.py serve-tcp 127.0.0.1 20345
+	restart_agent LIMA_SSH_PORT_FORWARDER=true
+	until_ok 20 says_hello 127.0.0.1 20345
+	[[ $(lane_of 20345) == ssh ]]
+	# The guest has no address that the host can reach: a tunnel instead.
+	restart_agent _LIMA_DIRECT_IP_PORT_FORWARDER=true
+	until_ok 20 says_hello 127.0.0.1 20345
+	[[ $(lane_of 20345) == vsock ]]
+}
+
 @test "the host agent dies: the next start adopts the machine, and its forwards" {
 	local qemu
 	qemu=$(field "$INSTANCE" driverPID)
-	kill -KILL "$(field "$INSTANCE" hostAgentPID)"
-	limactl start --tty=false "$INSTANCE"
+	restart_agent
 	[[ $(field "$INSTANCE" driverPID) == "$qemu" ]]
 	lab_answers
 	[[ $(lane_of 20320) == vsock ]]

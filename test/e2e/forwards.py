@@ -21,6 +21,7 @@ import threading
 import time
 
 GUEST_IP = "192.168.5.15"
+TOOL = "/var/tmp/tools/tool"
 READY = 29999       # opened last: what is not forwarded by then will not be
 
 # (name, kind, guest address, guest port, host: "ip:port", path, or None)
@@ -52,6 +53,11 @@ ROWS = [
     ("nc-moved", "nc", "127.0.0.1", 20123, "127.0.0.1:21123"),
     ("nc-udp", "nc-udp", "127.0.0.1", 20124, "127.0.0.1:20124"),
     ("nc-udp-any", "nc-udp", "0.0.0.0", 20125, "127.0.0.1:20125"),
+    ("socat", "socat", "127.0.0.1", 20127, "127.0.0.1:20127"),
+    ("socat-any", "socat", "0.0.0.0", 20128, "127.0.0.1:20128"),
+    ("socat6", "socat", "::1", 20129, "127.0.0.1:20129"),
+    ("socat-udp", "socat-udp", "127.0.0.1", 20130, "127.0.0.1:20130"),
+    ("socat-udp-any", "socat-udp", "0.0.0.0", 20131, "127.0.0.1:20131"),
     ("http.server", "http", "127.0.0.1", 20126, "127.0.0.1:20126"),
     # one port to another, ranges with an offset
     ("moved", "tcp", "127.0.0.1", 20200, "127.0.0.1:21200"),
@@ -208,7 +214,11 @@ def listener(kind, ip, port):
 def program(name, kind, ip, port):
     """argv of a real server that answers "NAME:"."""
     say = f"printf %s: {name}"
+    socat = ["sh", TOOL, "socat"]
+    family, at = (6, f"[{ip}]") if ":" in ip else (4, ip)
     return {
+        "socat": [*socat, f"TCP{family}-LISTEN:{port},bind={at},reuseaddr,fork", f'SYSTEM:"{say}; cat"'],
+        "socat-udp": [*socat, f"UDP{family}-RECVFROM:{port},bind={at},fork", f'SYSTEM:"{say}; cat"'],
         "nc": ["sh", "-c", f"while :; do {say} | nc -l -N {ip} {port} || exit; done"],
         "nc-udp": ["sh", "-c", f"{say} | nc -u -l {ip} {port}"],
         "http": ["python3", "-m", "http.server", "--bind", ip, str(port)],
