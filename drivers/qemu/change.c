@@ -215,20 +215,6 @@ void change_event(struct change *c, const char *name, json_t *data)
 
 /* --- what is plugged in now --------------------------------------------------------- */
 
-static bool has_name(json_t *list, const char *name)
-{
-	json_t *o;
-	size_t i;
-
-	json_array_foreach(list, i, o) {
-		const char *is = json_string_value(json_object_get(o, "name"));
-
-		if (is && streq(is, name))
-			return true;
-	}
-	return false;
-}
-
 static void on_devices_out(struct change *c, bool plugged)
 {
 	if (!plugged) {
@@ -257,14 +243,14 @@ static void on_devices_in(struct change *c, bool plugged, bool has_port)
 static void on_devices(void *arg, json_t *ret, const struct error *err)
 {
 	struct change *c = arg;
-	bool plugged = has_name(ret, QEMU_VSOCK_DEVICE);
+	bool plugged = talk_find(ret, "name", QEMU_VSOCK_DEVICE);
 
 	if (err->code)
 		end(c, err);
 	else if (c->kind == CHANGE_VSOCK_OUT)
 		on_devices_out(c, plugged);
 	else
-		on_devices_in(c, plugged, has_name(ret, QEMU_VSOCK_PORT));
+		on_devices_in(c, plugged, talk_find(ret, "name", QEMU_VSOCK_PORT));
 }
 
 static void begin_vsock(struct change *c)

@@ -42,29 +42,17 @@ static void call(struct qemu_snapshot *s, const char *command, json_t *args, uns
 static void on_nodes(void *arg, json_t *ret, const struct error *err)
 {
 	struct qemu_snapshot *s = arg;
-	struct error none = ERROR_NONE;
-	const json_t *node;
-	size_t i;
+	const json_t *disk = talk_find(ret, "node-name", QEMU_DISK_NODE);
+	const char *format = json_string_value(json_object_get(disk, "drv"));
+	struct error failed = *err;
 
-	if (err->code) {
-		end(s, err);
-		return;
-	}
-	json_array_foreach(ret, i, node) {
-		const char *name = json_string_value(json_object_get(node, "node-name"));
-		const char *format = json_string_value(json_object_get(node, "drv"));
-
-		if (!name || !streq(name, QEMU_DISK_NODE))
-			continue;
-		if (!format || !streq(format, "qcow2"))
-			break;
-		snapshot_list_parse(&s->list, json_object_get(json_object_get(node, "image"),
+	if (!failed.code && !(format && streq(format, "qcow2")))
+		error_set(&failed, -ENOTSUP, "the disk of this machine cannot hold snapshots, only "
+			  "qcow2 can");
+	if (!failed.code)
+		snapshot_list_parse(&s->list, json_object_get(json_object_get(disk, "image"),
 							      "snapshots"));
-		end(s, &ERROR_NONE);
-		return;
-	}
-	error_set(&none, -ENOTSUP, "the disk of this machine cannot hold snapshots, only qcow2 can");
-	end(s, &none);
+	end(s, &failed);
 }
 
 static void begin_list(struct qemu_snapshot *s)
@@ -153,20 +141,6 @@ static void on_status_after_load(void *arg, json_t *ret, const struct error *err
 
 /* --- the job ---------------------------------------------------------------------- */
 
-static const json_t *our_job(const json_t *jobs)
-{
-	const json_t *job;
-	size_t i;
-
-	json_array_foreach(jobs, i, job) {
-		const char *id = json_string_value(json_object_get(job, "id"));
-
-		if (id && streq(id, JOB_ID))
-			return job;
-	}
-	return NULL;
-}
-
 static bool is_concluded(const json_t *job)
 {
 	const char *status = json_string_value(json_object_get(job, "status"));
@@ -195,7 +169,7 @@ static void dismiss(struct qemu_snapshot *s, talk_reply_fn replied)
 static void on_result(void *arg, json_t *ret, const struct error *err)
 {
 	struct qemu_snapshot *s = arg;
-	const json_t *job = our_job(ret);
+	const json_t *job = talk_find(ret, "id", JOB_ID);
 	const char *text = json_string_value(json_object_get(job, "error"));
 	struct error failed = *err;
 
@@ -287,7 +261,7 @@ static void on_stale_dismissed(void *arg, json_t *ret, const struct error *err)
 static void on_jobs(void *arg, json_t *ret, const struct error *err)
 {
 	struct qemu_snapshot *s = arg;
-	const json_t *job = our_job(ret);
+	const json_t *job = talk_find(ret, "id", JOB_ID);
 	struct error busy = ERROR_NONE;
 
 	if (err->code && strstr(err->msg, "not been found"))

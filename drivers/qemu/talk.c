@@ -2,6 +2,8 @@
 
 #include <errno.h>
 
+#include "lib/base/mem.h"
+
 static void unref(struct talk *t)
 {
 	if (--t->refs == 0)
@@ -79,6 +81,20 @@ void talk_qmp_lost(struct talk *t, const char *more)
 
 	error_set(&err, -ECONNRESET, "the control channel to QEMU is lost%s", more);
 	talk_end(t, &err);
+}
+
+json_t *talk_find(const json_t *list, const char *key, const char *value)
+{
+	json_t *o;
+	size_t i;
+
+	json_array_foreach(list, i, o) {
+		const char *is = json_string_value(json_object_get(o, key));
+
+		if (is && streq(is, value))
+			return o;
+	}
+	return NULL;
 }
 
 void talk_free(struct talk *t)

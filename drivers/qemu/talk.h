@@ -52,5 +52,8 @@ void talk_end(struct talk *t, const struct error *err);
 /* The connection is gone: ends with -ECONNRESET. @more: for the text, "" nothing. Is to
  * be called then: steps do not get that code. */
 void talk_qmp_lost(struct talk *t, const char *more);
+/* The first object in the array @list whose @key is the string @value; NULL: none.
+ * Anything may be given for a list, and be in it. */
+json_t *talk_find(const json_t *list, const char *key, const char *value);
 /* Any time, twice is fine; no step follows but release. */
 void talk_free(struct talk *t);

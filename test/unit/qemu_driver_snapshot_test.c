@@ -46,6 +46,12 @@ static void wait_for_boots(struct vm *vm, off_t n)
 	qemu_vm_run_until(vm, stat(console, &st) == 0 && st.st_size >= n);
 }
 
+static void start_and_wait(struct vm *vm)
+{
+	qemu_vm_start_well(vm);
+	wait_for_boots(vm, 1);
+}
+
 static void snapshot(struct vm *vm, enum snapshot_change change, const char *tag, struct done *done)
 {
 	*done = (struct done){ 0 };
@@ -76,8 +82,7 @@ static void test_driver_snapshots(void **state)
 	struct vm vm;
 
 	begin_with_qcow2(&vm);
-	qemu_vm_start_well(&vm);
-	wait_for_boots(&vm, 1);
+	start_and_wait(&vm);
 	assert_int_equal(count_snapshots(&vm), 0);
 	snapshot(&vm, SNAPSHOT_CREATE, "a \"b\", c=d", &done);
 	assert_int_equal(done.err.code, 0);
@@ -99,8 +104,7 @@ static void test_driver_snapshot_of_another_machine(void **state)
 	struct vm vm;
 
 	begin_with_qcow2(&vm);
-	qemu_vm_start_well(&vm);
-	wait_for_boots(&vm, 1);
+	start_and_wait(&vm);
 	snapshot(&vm, SNAPSHOT_CREATE, "not found", &done);
 	assert_int_equal(done.err.code, 0);
 	qemu_vm_stop(&vm, false);
@@ -108,8 +112,7 @@ static void test_driver_snapshot_of_another_machine(void **state)
 	vm.config.memory_bytes *= 2;
 	vm.started.n = vm.stopped.n = vm.n_event[DRIVER_EXITED] = 0;
 	qemu_vm_open_driver(&vm);
-	qemu_vm_start_well(&vm);
-	wait_for_boots(&vm, 1);
+	start_and_wait(&vm);
 	snapshot(&vm, SNAPSHOT_APPLY, "not found", &done);
 	assert_int_equal(done.err.code, -EREMOTEIO);
 	assert_non_null(strstr(done.err.msg, "the guest boots from that disk"));
@@ -129,8 +132,7 @@ static void test_driver_stop_during_a_snapshot(void **state)
 	struct vm vm;
 
 	begin_with_qcow2(&vm);
-	qemu_vm_start_well(&vm);
-	wait_for_boots(&vm, 1);
+	start_and_wait(&vm);
 	qemu_driver_ops.snapshot(vm.driver, SNAPSHOT_CREATE, "a", qemu_vm_is_done, &done);
 	qemu_driver_ops.stop(vm.driver, false, qemu_vm_is_done, &vm.stopped);
 	qemu_vm_run_until(&vm, done.n);
@@ -149,8 +151,7 @@ static void test_driver_impatience_during_a_snapshot(void **state)
 	struct vm vm;
 
 	begin_with_qcow2(&vm);
-	qemu_vm_start_well(&vm);
-	wait_for_boots(&vm, 1);
+	start_and_wait(&vm);
 	qemu_driver_ops.snapshot(vm.driver, SNAPSHOT_CREATE, "a", qemu_vm_is_done, &done);
 	qemu_driver_ops.stop(vm.driver, false, qemu_vm_is_done, &vm.stopped);
 	qemu_driver_ops.stop(vm.driver, true, qemu_vm_is_done, &forced);
