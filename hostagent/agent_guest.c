@@ -346,34 +346,47 @@ static void on_socket_forwarded(void *arg, const struct child_result *r)
 		guest_link_set_ssh(a->link, true);
 }
 
-static int forward_socket(struct agent *a, struct error *err)
+static void ask_for_socket(struct agent *a, const char *command, child_exit_fn done)
 {
 	scoped_free char *pair = xasprintf("%s:" GUEST_AGENT_SOCKET, a->agent_socket);
 	const char *more[] = { "-L", pair, NULL };
 	scoped_strv struct strv argv = { 0 };
 	struct child_spec spec = { .own_group = true };
+	struct error err = ERROR_NONE;
+	int rc = ssh_add_program(&argv, &err);
 
 	unlink(a->agent_socket);
-	if (ssh_add_program(&argv, err) < 0)
-		return err->code;
-	ssh_add_control(&argv, &a->ssh, "forward", more);
-	spec.argv = (const char *const *)argv.items;
-	return child_start(&a->loop, &spec, on_socket_forwarded, a, &a->forward_child, err);
+	if (rc == 0) {
+		ssh_add_control(&argv, &a->ssh, command, more);
+		spec.argv = (const char *const *)argv.items;
+		rc = child_start(&a->loop, &spec, done, a, &a->forward_child, &err);
+	}
+	if (rc < 0) {
+		a->forward_child = NULL;
+		log_debug("agent: ssh -O %s: %s", command, err.msg);
+	}
+}
+
+static void on_socket_cancelled(void *arg, const struct child_result *r)
+{
+	struct agent *a = arg;
+
+	child_close(steal_ptr(&a->forward_child));
+	ask_for_socket(a, "forward", on_socket_forwarded);
 }
 
 static void on_fallback(uv_timer_t *t)
 {
 	struct agent *a = t->data;
-	struct error err = ERROR_NONE;
 
 	if (info_of(a)->up || !a->master || steps_is_stopping(a->steps))
 		return;
 	uv_timer_start(&a->fallback, on_fallback, FALLBACK_MS, 0);
 	if (!ssh_master_is_up(a->master)) {
 		ssh_master_ensure(a->master);
-	} else if (!a->socket_forwarded && !a->forward_child && forward_socket(a, &err) < 0) {
-		a->forward_child = NULL;
-		log_debug("agent: forward the agent's socket: %s", err.msg);
+	} else if (!a->socket_forwarded && !a->forward_child) {
+		/* a master of a host agent before us has it, and would make nothing then */
+		ask_for_socket(a, "cancel", on_socket_cancelled);
 	}
 }
 

@@ -29,8 +29,15 @@ check)
 exit)
 	rm -f "$control"
 	exit 0 ;;
+cancel)
+	grep -qxF -e "$forward" "$control.known" || exit 255
+	rm -f "$control.known"
+	exit 0 ;;
 forward)
 	[ -e "$control" ] || exit 255
+	# what it has it grants again, and makes nothing, as OpenSSH does
+	grep -qxF -e "$forward" "$control.known" && exit 0
+	echo "$forward" >>"$control.known"
 	# a socket's end in the guest exists when the test made it; nothing listens on a port
 	case $forward in
 	/*) ln -s "$FAKE_SSH_DIR/guest.sock" "${forward%%:*}" ;;
@@ -42,14 +49,14 @@ if [ -e "$FAKE_SSH_DIR/refuse" ]; then
 	exit 255
 fi
 if [ -n "$master" ]; then
-	trap 'rm -f "$control"; exit 0' TERM
+	trap 'rm -f "$control" "$control.known"; exit 0' TERM
 	: >"$control"
 	echo $$ >"$FAKE_SSH_DIR/master.pid"
 	echo up
 	while [ -e "$control" ] && [ ! -e "$FAKE_SSH_DIR/drop" ]; do
 		sleep 0.05
 	done
-	rm -f "$control" "$FAKE_SSH_DIR/drop"
+	rm -f "$control" "$control.known" "$FAKE_SSH_DIR/drop"
 	echo "Connection to 127.0.0.1 closed by remote host." >&2
 	exit 255
 fi

@@ -474,6 +474,12 @@ static void test_agent_probe_fails_is_degraded(void **state)
 	stop_in_order();
 }
 
+static void kill_agent(void)
+{
+	kill(ha.pid, SIGKILL);
+	assert_int_equal(wait_exit(), 128 + SIGKILL);
+}
+
 static void write_marker(const char *name)
 {
 	scoped_free char *path = xasprintf("%s/%s", ssh_dir, name);
@@ -499,6 +505,29 @@ static void test_agent_lima_agent_over_ssh(void **state)
 	wait_text(0, "\"type\":\"forwarding\"");
 	scoped_free char *info = ask("/v1/info");
 	assert_non_null(strstr(info, "\"link\":\"ssh\""));
+	stop_in_order();
+}
+
+/* The master of the one that was killed has that forward already. */
+static void test_agent_lima_agent_over_ssh_outlives_it(void **state)
+{
+	scoped_free char *qemu_pid = xasprintf("%s/qemu.pid", dir);
+	scoped_free char *pid_text = xasprintf("%d\n", (int)getpid());
+
+	plan.silent = true;
+	waits.no_agent_ms = 100;
+	start_agent();
+	command("u");
+	write_marker("lima-ssh-ready");
+	write_marker("lima-boot-done");
+	wait_text(0, "\"type\":\"forwarding\"");
+	kill_agent();
+	assert_true(in_dir("ssh.sock"));
+	write_file(qemu_pid, pid_text);
+	plan.runs_already = true;
+	start_agent();
+	command("u");
+	wait_text(0, "\"type\":\"forwarding\"");
 	stop_in_order();
 }
 
@@ -582,12 +611,6 @@ static void wait_file(const char *name, const char *text)
 		if (clock_mono_ms() > until)
 			fail_msg("%s never said `%s` but `%s`", name, text, buf_str(&b));
 	}
-}
-
-static void kill_agent(void)
-{
-	kill(ha.pid, SIGKILL);
-	assert_int_equal(wait_exit(), 128 + SIGKILL);
 }
 
 /* Rules that were added belong to the machine that runs: they outlive a host agent,
@@ -789,6 +812,7 @@ int main(void)
 		AGENT_TEST(test_agent_guest_never_up_is_degraded),
 		AGENT_TEST(test_agent_probe_fails_is_degraded),
 		AGENT_TEST(test_agent_lima_agent_over_ssh),
+		AGENT_TEST(test_agent_lima_agent_over_ssh_outlives_it),
 		AGENT_TEST(test_agent_plain),
 		AGENT_TEST(test_agent_second_one_is_refused),
 		AGENT_TEST(test_agent_killed_and_adopted),
