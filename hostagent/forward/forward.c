@@ -380,9 +380,11 @@ static void wishes_init(struct wishes *all, struct hub *hub, const struct forwar
 	TAILQ_INIT(&all->statics);
 	TAILQ_INIT(&all->listeners);
 	TAILQ_INIT(&all->unplaced);
+	TAILQ_INIT(&all->refused);
 	TAILQ_INIT(&all->dirty);
 	TAILQ_INIT(&all->notices);
 	rule_set_init(&all->rules, o->config, o->ssh_local_port);
+	wishes_open(all);
 }
 
 int forward_new(struct loop *loop, const struct forward_options *opts, struct forward **ret,
@@ -447,6 +449,7 @@ void forward_close(struct forward *f, void (*closed)(void *arg), void *arg)
 	free_all(&f->wishes, &f->wishes.listeners);
 	free_all(&f->wishes, &f->wishes.statics);
 	wishes_settle(&f->wishes);
+	wishes_close(&f->wishes);
 	reserved_close(f->wishes.reserved);
 	remember_close(f->wishes.remember);
 	tcp_set_close(f->hub.tcp);

@@ -6,7 +6,8 @@
  *	CLOSED	  stays off the host; `error` says why, "" when no rule wants it
  *	COVERED	  a listener on the port of a static rule: that one stands for it
  *	FIXED	  wants a certain host address
- *	CHOSEN	  wants whatever host port is free (hostPort: auto, conflict: remap)
+ *	CHOSEN	  wants whatever host port is free (hostPort: auto, conflict: remap);
+ *		  where none was to be had it is refused, and tried again on a timer
  *
  * FIXED and CHOSEN wishes sit in a slot, which is a host address with its
  * endpoint. Those in one slot that are for the same guest port share it; one for
@@ -48,8 +49,9 @@ struct wish {
 	TAILQ_ENTRY(wish) aside;  /* slot.aside, or `covered` of its static wish */
 	struct wish_list covered; /* static: listeners it stands for */
 	struct wish *cover;       /* COVERED: by */
-	TAILQ_ENTRY(wish) in_unplaced;
-	bool unplaced;   /* CHOSEN: settling finds it a slot */
+	/* CHOSEN without a slot: wishes.unplaced or .refused, else NULL */
+	struct wish_list *waits_in;
+	TAILQ_ENTRY(wish) in_waits;
 	bool over_limit; /* would have a slot, were there not too many already */
 	bool announced;
 	enum forward_event_type last; /* what was announced */
@@ -80,7 +82,11 @@ struct wishes {
 	struct in6_addr loopback;    /* stands for 127.0.0.1; ::: nothing does */
 	struct reserved *reserved;
 	struct remember *remember;
-	struct wish_list statics, listeners, unplaced;
+	struct wish_list statics, listeners;
+	struct wish_list unplaced; /* settling finds them a slot; empty in between */
+	struct wish_list refused;  /* none was to be had: tried again, a few at a time */
+	uv_timer_t again;          /* active while somebody is refused */
+	unsigned again_ms;
 	struct table by_key; /* both */
 	struct table slots, chosen;
 	struct slot_list dirty;
@@ -97,6 +103,9 @@ struct wishes {
 
 /* --- wish_place.c ------------------------------------------------------------ */
 
+/* The timer, which holds the hub until it is closed. */
+void wishes_open(struct wishes *all);
+void wishes_close(struct wishes *all);
 /* A listener (@of_static NULL) or a static rule's port; placed, not settled. */
 struct wish *wish_new(struct wishes *all, const struct guest_port *key, struct rule *of_static);
 void wish_free(struct wishes *all, struct wish *w); /* says nothing */

@@ -38,14 +38,24 @@ static bool is_usually_taken(const struct guest_port *key)
 	return false;
 }
 
+/* Of one without a slot. */
+static bool type_outside(const struct wishes *all, const struct wish *w,
+			 enum forward_event_type *ret)
+{
+	if (w->waits_in == &all->refused)
+		*ret = FORWARD_FAILED;
+	else if (w->waits_in || w->kind == WISH_FIXED || w->kind == WISH_COVERED)
+		return w->over_limit;
+	return true;
+}
+
 /* The event for where @w stands; false: not known yet, or none. */
-static bool current_type(const struct wish *w, enum forward_event_type *ret)
+static bool current_type(const struct wishes *all, const struct wish *w,
+			 enum forward_event_type *ret)
 {
 	*ret = FORWARD_NOT_FORWARDING;
-	if (w->kind == WISH_COVERED || (!w->slot && (w->unplaced || w->kind == WISH_FIXED)))
-		return w->over_limit;
 	if (!w->slot)
-		return true;
+		return type_outside(all, w, ret);
 	switch (endpoint_state(w->slot->ep)) {
 	case ENDPOINT_OPEN:
 		*ret = w->stands_aside ? FORWARD_FAILED : FORWARD_FORWARDING;
@@ -62,7 +72,7 @@ static bool current_type(const struct wish *w, enum forward_event_type *ret)
 const char *wish_state(const struct wish *w)
 {
 	if (!w->slot)
-		return w->unplaced ? "waiting" : "not-forwarded";
+		return w->waits_in ? "waiting" : "not-forwarded";
 	switch (endpoint_state(w->slot->ep)) {
 	case ENDPOINT_OPEN: return w->stands_aside ? "waiting" : "forwarding";
 	case ENDPOINT_DENIED: return "not-forwarded";
@@ -110,7 +120,10 @@ static void log_event(const struct forward_event *ev)
 {
 	static struct log_limit limit;
 
-	if (ev->type == FORWARD_FAILED)
+	if (ev->type == FORWARD_FAILED && !*ev->host_addr)
+		log_warn_limited("forward: %s guest `%s` has no host port yet: %s; tried again",
+				 ev->protocol, ev->guest_addr, ev->error);
+	else if (ev->type == FORWARD_FAILED)
 		log_warn_limited(
 			"forward: %s guest `%s` is not on `%s` yet: %s; will be when it is free",
 			ev->protocol, ev->guest_addr, ev->host_addr, ev->error);
@@ -180,7 +193,7 @@ void wish_announce(struct wishes *all, struct wish *w)
 {
 	enum forward_event_type type;
 
-	if (!current_type(w, &type) || (w->announced && w->last == type) || is_noise(all, w))
+	if (!current_type(all, w, &type) || (w->announced && w->last == type) || is_noise(all, w))
 		return;
 	note(all, w, type);
 }

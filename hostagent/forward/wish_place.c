@@ -11,6 +11,8 @@
 enum {
 	CHOOSE_TRIES = 1024,    /* host ports looked at for one wish */
 	CHOOSE_ABOVE = 8000,    /* 80 becomes 8080, 443 becomes 8443 */
+	CHOOSE_AGAIN_MS = 1000, /* refused: tried again, then at twice that … retry_max_ms */
+	CHOOSE_FAILURES = 4,    /* … until so many failed: 20 ms when all is taken */
 };
 
 struct decision { /* what a wish is, by the rules of now */
@@ -123,7 +125,7 @@ static bool stands(const struct wishes *all, const struct wish *w, const struct 
 	if (w->kind == WISH_CLOSED)
 		return streq(w->error ? w->error : "", d->error);
 	if (!w->slot)
-		return w->kind == WISH_COVERED || w->unplaced || w->over_limit;
+		return w->kind == WISH_COVERED || w->waits_in || w->over_limit;
 	if (w->kind == WISH_CHOSEN)
 		return may_have(all, w->rule, endpoint_host(w->slot->ep), why, sizeof(why));
 	return endpoint_is(w->slot->ep, w->key.proto, &d->host);
@@ -359,15 +361,14 @@ static struct slot *choose(struct wishes *all, const struct wish *w, struct erro
 	return s;
 }
 
-static void set_unplaced(struct wishes *all, struct wish *w, bool on)
+/* @list: NULL, nowhere any more. */
+static void wait_in(struct wish *w, struct wish_list *list)
 {
-	if (w->unplaced == on)
-		return;
-	w->unplaced = on;
-	if (on)
-		TAILQ_INSERT_TAIL(&all->unplaced, w, in_unplaced);
-	else
-		TAILQ_REMOVE(&all->unplaced, w, in_unplaced);
+	if (w->waits_in)
+		TAILQ_REMOVE(w->waits_in, w, in_waits);
+	w->waits_in = list;
+	if (list)
+		TAILQ_INSERT_TAIL(list, w, in_waits);
 }
 
 static void set_over_limit(struct wishes *all, struct wish *w, bool over)
@@ -433,12 +434,29 @@ static void place_fixed(struct wishes *all, struct wish *w, const struct rule_ho
 	slot_add(all, s, w);
 }
 
+static void on_again(uv_timer_t *timer);
+
+static void arm_again(struct wishes *all, unsigned ms)
+{
+	all->again_ms = MIN(ms, all->hub->limits.retry_max_ms);
+	uv_timer_start(&all->again, on_again, all->again_ms, 0);
+}
+
+/* No host port for it now; there may be one later. */
+static void refuse(struct wishes *all, struct wish *w, const char *error)
+{
+	wait_in(w, &all->refused);
+	if (!uv_is_active((uv_handle_t *)&all->again))
+		arm_again(all, CHOOSE_AGAIN_MS);
+	close_off(all, w, error);
+}
+
 static void place_chosen(struct wishes *all, struct wish *w)
 {
 	struct slot *s = chosen_find(all, w);
 	struct error err = ERROR_NONE;
 
-	set_unplaced(all, w, false);
+	wait_in(w, NULL);
 	if (!s && is_full(all)) {
 		no_room(all, w);
 		return;
@@ -446,11 +464,36 @@ static void place_chosen(struct wishes *all, struct wish *w)
 	if (!s)
 		s = choose(all, w, &err);
 	if (!s) {
-		close_off(all, w, err.msg);
+		refuse(all, w, err.msg);
 		return;
 	}
+	free(steal_ptr(&w->error));
 	set_over_limit(all, w, false);
 	slot_add(all, s, w);
+}
+
+/* In turn, each once at most; who is refused again goes to the end. */
+static void try_refused(struct wishes *all)
+{
+	struct wish *w, *last = TAILQ_LAST(&all->refused, wish_list);
+	unsigned failures = 0;
+
+	do {
+		w = TAILQ_FIRST(&all->refused);
+		place_chosen(all, w);
+		failures += w->waits_in == &all->refused;
+	} while (w != last && failures < CHOOSE_FAILURES);
+}
+
+static void on_again(uv_timer_t *timer)
+{
+	struct wishes *all = timer->data;
+
+	if (TAILQ_EMPTY(&all->refused))
+		return;
+	arm_again(all, all->again_ms * 2);
+	try_refused(all);
+	wishes_settle(all);
 }
 
 static enum config_lane lane_of(const struct wishes *all, const struct rule *rule)
@@ -473,7 +516,7 @@ static void wish_place(struct wishes *all, struct wish *w, const struct decision
 		aim_static(w->cover);
 		break;
 	case WISH_FIXED: place_fixed(all, w, &d->host); break;
-	case WISH_CHOSEN: set_unplaced(all, w, true); break;
+	case WISH_CHOSEN: wait_in(w, &all->unplaced); break;
 	}
 }
 
@@ -482,7 +525,7 @@ static void unplace(struct wishes *all, struct wish *w)
 	if (w->slot)
 		slot_remove(all, w);
 	cover_leave(w);
-	set_unplaced(all, w, false);
+	wait_in(w, NULL);
 	set_over_limit(all, w, false);
 }
 
@@ -580,6 +623,25 @@ void wishes_settle(struct wishes *all)
 }
 
 /* --- life -------------------------------------------------------------------- */
+
+void wishes_open(struct wishes *all)
+{
+	uv_timer_init(&all->hub->loop->uv, &all->again);
+	all->again.data = all;
+	hub_ref(all->hub);
+}
+
+static void on_again_closed(uv_handle_t *h)
+{
+	struct wishes *all = h->data;
+
+	hub_unref(all->hub);
+}
+
+void wishes_close(struct wishes *all)
+{
+	uv_close((uv_handle_t *)&all->again, on_again_closed);
+}
 
 static uint32_t hash_key(const struct guest_port *key, const struct rule *of_static)
 {

@@ -1,0 +1,185 @@
+/* Who gets a host address that several want, and a host port that we choose. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "hostagent/forward/address.h"
+#include "lib/base/mem.h"
+#include "test/mock/forward.h"
+
+static bool reachable(const char *ip, uint16_t port)
+{
+	int fd = fx_connect(SOCK_STREAM, ip, port);
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
+static struct config_port_forward rule(uint16_t port, uint16_t host_port)
+{
+	return (struct config_port_forward){ .guest_ip = fx_port(0, "127.0.0.1", 1).ip,
+					     .guest_port = { port, port },
+					     .host_ip = fx_port(0, "127.0.0.1", 1).ip,
+					     .host_port = { host_port, host_port } };
+}
+
+static const char *newest(struct fx *fx)
+{
+	return fx->events.len ? fx->events.items[fx->events.len - 1] : "";
+}
+
+static const char *expect(const char *fmt, ...)
+{
+	static char text[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	return text;
+}
+
+struct rows {
+	unsigned n;
+	char text[8][240];
+};
+
+static void copy_row(void *arg, const struct forward_row *row)
+{
+	struct rows *r = arg;
+
+	if (r->n < ARRAY_SIZE(r->text))
+		snprintf(r->text[r->n], sizeof(r->text[0]), "%s %s %s %s%s%s", row->protocol,
+			 row->guest_addr, *row->host_addr ? row->host_addr : "-", row->state,
+			 *row->error ? " " : "", row->error);
+	r->n++;
+}
+
+static const struct rows *list(struct fx *fx)
+{
+	static struct rows rows;
+
+	rows.n = 0;
+	forward_list(fx->forward, copy_row, &rows);
+	return &rows;
+}
+
+/* --- a host port of choice --------------------------------------------------- */
+
+/* No descriptors for a while: nothing can be bound. */
+static rlim_t leave_no_descriptors(void)
+{
+	struct rlimit limit;
+	rlim_t before;
+	int next = dup(0);
+
+	assert_true(next >= 0);
+	close(next);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	before = limit.rlim_cur;
+	limit.rlim_cur = (rlim_t)next;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	return before;
+}
+
+static void allow_descriptors(rlim_t n)
+{
+	struct rlimit limit;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = n;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+static void test_slots_chosen_port_that_failed_is_tried_again(void **state)
+{
+	struct forward_limits limits = { .retry_max_ms = 50 };
+	uint16_t p = fx_free_port();
+	struct config_port_forward r = rule(p, p);
+	struct fx fx;
+	rlim_t before;
+
+	r.host_port_auto = true;
+	fx_start(&fx, &r, 1, &limits);
+	before = leave_no_descriptors();
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	assert_string_equal(newest(&fx), expect("failed tcp 127.0.0.1:%u - socket: too many open "
+						"files", p));
+	assert_string_equal(list(&fx)->text[0], expect("tcp 127.0.0.1:%u - waiting socket: too many "
+						       "open files", p));
+	fx_turn(&fx, 200); /* tried again and again, told once */
+	assert_int_equal(fx.events.len, 1);
+	allow_descriptors(before);
+	assert_true(fx_wait_event(&fx, expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p)));
+	assert_string_equal(list(&fx)->text[0],
+			    expect("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding", p, p));
+	assert_true(reachable("127.0.0.1", p));
+	fx_stop(&fx);
+}
+
+enum { MANY = 30 };
+
+static bool all_are_there(void *arg)
+{
+	return fx_count_events(arg, "forwarding") >= MANY - 1;
+}
+
+/* A few at a time, but all of them; who is gone meanwhile is forgotten. */
+static void test_slots_many_chosen_ports_that_failed(void **state)
+{
+	struct forward_limits limits = { .retry_max_ms = 20 };
+	uint16_t p = fx_free_port();
+	struct config_port_forward r = rule(p, p);
+	struct fx fx;
+	rlim_t before;
+
+	r.host_port_auto = true;
+	r.guest_port[1] = r.host_port[1] = (uint16_t)(p + MANY);
+	fx_start(&fx, &r, 1, &limits);
+	before = leave_no_descriptors();
+	for (uint16_t i = 0; i < MANY; i++)
+		fx_add(&fx, IPPROTO_TCP, "127.0.0.1", (uint16_t)(p + i));
+	fx_turn(&fx, 60);
+	assert_int_equal(fx_count_events(&fx, "failed"), MANY);
+	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	allow_descriptors(before);
+	assert_true(fx_until(&fx, all_are_there, &fx));
+	assert_int_equal(fx.events.len, 2 * MANY - 1);
+	fx_stop(&fx);
+}
+
+static void test_slots_closed_while_a_chosen_port_waits(void **state)
+{
+	uint16_t p = fx_free_port();
+	struct config_port_forward r = rule(p, p);
+	struct fx fx;
+	rlim_t before;
+
+	r.host_port_auto = true;
+	fx_start(&fx, &r, 1, NULL);
+	before = leave_no_descriptors();
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	allow_descriptors(before);
+	assert_int_equal(fx_count_events(&fx, "failed"), 1);
+	fx_stop(&fx);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_slots_chosen_port_that_failed_is_tried_again),
+		cmocka_unit_test(test_slots_many_chosen_ports_that_failed),
+		cmocka_unit_test(test_slots_closed_while_a_chosen_port_waits),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
