@@ -99,6 +99,19 @@ static void finish(struct agent_snapshot *s, json_t *answer)
 	uv_close((uv_handle_t *)&s->back, on_closed);
 }
 
+static bool machine_runs(const struct agent *a)
+{
+	return a->driver && !a->driver_exited && !steps_is_stopping(a->steps);
+}
+
+/* However the driver puts it: a machine that ends is why. */
+static void take_error(struct agent_snapshot *s, const struct error *err)
+{
+	s->err = *err;
+	if (err->code == -ECANCELED || (err->code && !machine_runs(s->a)))
+		error_set(&s->err, -ECANCELED, "`%s` is stopping", s->a->o->name);
+}
+
 /* --- the end of a change ------------------------------------------------------------- */
 
 static void change_is_over(struct agent_snapshot *s)
@@ -246,11 +259,6 @@ static void on_device_in(void *arg, const struct error *err)
 	change_is_over(s);
 }
 
-static bool machine_runs(const struct agent *a)
-{
-	return a->driver && !a->driver_exited && !steps_is_stopping(a->steps);
-}
-
 /* QEMU has no other word for it than "Input/output error". */
 static void tell_of_full_disk(struct agent_snapshot *s)
 {
@@ -266,9 +274,7 @@ static void on_changed(void *arg, const struct error *err)
 {
 	struct agent_snapshot *s = arg;
 
-	s->err = *err;
-	if (err->code == -ECANCELED || (err->code && !machine_runs(s->a)))
-		error_set(&s->err, -ECANCELED, "`%s` is stopping", s->a->o->name);
+	take_error(s, err);
 	tell_of_full_disk(s);
 	if (s->change == SNAPSHOT_APPLY && !err->code && machine_runs(s->a))
 		lead_into_the_guest_anew(s);
@@ -302,8 +308,8 @@ static void on_device_out(void *arg, const struct error *err)
 		begin_change(s);
 		return;
 	}
-	s->err = *err;
-	if (err->code == -ETIMEDOUT)
+	take_error(s, err);
+	if (s->err.code == -ETIMEDOUT)
 		error_append(&s->err, ", and with it QEMU takes no snapshot; a guest that is paused or "
 			     "boots cannot: try again, or stop it first");
 	change_is_over(s);
@@ -327,7 +333,7 @@ static void on_listed(void *arg, const struct snapshot_list *list, const struct 
 	struct agent_snapshot *s = arg;
 	json_t *answer = s->listing ? json_array() : NULL;
 
-	s->err = *err;
+	take_error(s, err);
 	for (size_t i = 0; i < list->n && s->listing; i++)
 		json_array_append_new(answer, snapshot_json(&list->items[i]));
 	if (!s->err.code && !s->listing)

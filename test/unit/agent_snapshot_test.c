@@ -397,6 +397,12 @@ static void test_agent_snapshot_machine_ends(void **state)
 {
 	struct error canceled = ERROR_NONE;
 
+	fx.out_code = -ECANCELED;
+	ask(agent_apply_snapshot, "{\"tag\": \"live\"}");
+	assert_answer(503, "`vm` is stopping");
+	assert_log("list out");
+	strv_done(&fx.log);
+	fx.out_code = 0;
 	fx.hold = true;
 	ask(agent_apply_snapshot, "{\"tag\": \"live\"}");
 	WAIT_FOR(fx.held_done);

@@ -161,6 +161,24 @@ static void test_driver_impatience_during_a_snapshot(void **state)
 	qemu_vm_finish(&vm);
 }
 
+static void test_driver_close_during_a_snapshot(void **state)
+{
+	struct done done = { 0 };
+	struct vm vm;
+
+	begin_with_qcow2(&vm);
+	qemu_driver_ops.snapshot(vm.driver, SNAPSHOT_CREATE, "a", qemu_vm_is_done, &done);
+	qemu_vm_finish(&vm);
+	assert_int_equal(done.n, 1);
+	assert_int_equal(done.err.code, -ECANCELED);
+	begin_with_qcow2(&vm);
+	listed = false;
+	qemu_driver_ops.snapshots(vm.driver, on_listed, NULL);
+	qemu_vm_finish(&vm);
+	assert_true(listed);
+	assert_int_equal(n_listed, -1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -168,6 +186,7 @@ int main(void)
 		cmocka_unit_test(test_driver_snapshot_of_another_machine),
 		cmocka_unit_test(test_driver_stop_during_a_snapshot),
 		cmocka_unit_test(test_driver_impatience_during_a_snapshot),
+		cmocka_unit_test(test_driver_close_during_a_snapshot),
 	};
 	int skip = qemu_vm_skip_code();
 
