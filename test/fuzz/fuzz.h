@@ -23,6 +23,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
  * kind is worth hours of guessing. Also the place to set up what lives for ever. */
 void fuzz_seeds(void);
 void fuzz_seed_add(const void *data, size_t len);
+/* A list of steps: without the zeros at its end, which it has anyhow (fuzz_take). */
+void fuzz_seed_add_steps(const uint8_t *data, size_t len);
+
+/* Which descriptors are open. Before an input is run, and after it the same. */
+void fuzz_note_descriptors(void);
+void fuzz_check_descriptors(void);
 
 /* Reads an input from its front; past the end come zeros. */
 struct fuzz_input {
@@ -43,4 +49,16 @@ static inline uint16_t fuzz_take16(struct fuzz_input *in)
 	uint16_t low = fuzz_take(in);
 
 	return (uint16_t)(low | fuzz_take(in) << 8);
+}
+
+/* A length of one byte, below @max, and so many of them, as far as there are. */
+static inline size_t fuzz_take_bytes(struct fuzz_input *in, unsigned max, const uint8_t **ret)
+{
+	size_t len = fuzz_take(in) % max;
+
+	len = len < in->len ? len : in->len;
+	*ret = in->data;
+	in->data += len;
+	in->len -= len;
+	return len;
 }

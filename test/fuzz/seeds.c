@@ -29,6 +29,13 @@ void fuzz_seed_add(const void *data, size_t len)
 	close(fd);
 }
 
+void fuzz_seed_add_steps(const uint8_t *data, size_t len)
+{
+	while (len > 0 && data[len - 1] == 0)
+		len--;
+	fuzz_seed_add(data, len);
+}
+
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	log_setup(LOG_ERROR, LOG_FORMAT_TEXT);
