@@ -19,6 +19,7 @@ enum {
 	BACKOFF_MIN_MS = 20,    /* after the guest refused */
 	BACKOFF_MAX_MS = 2000,
 	DOWN_AFTER_MS = 250, /* it refused all that time */
+	EARLY_MS = 1000,     /* it accepted, and closed so soon: it refused */
 };
 
 struct link { /* a connection of the vsock; owner: the lane */
@@ -27,7 +28,9 @@ struct link { /* a connection of the vsock; owner: the lane */
 	struct vsock_conn *v;
 	struct lane_conn *client; /* NULL: opening, or in the pool */
 	bool open;
+	bool served;              /* the guest answered a client */
 	bool resting;             /* between two clients */
+	uint64_t since_ms;        /* when it opened */
 };
 TAILQ_HEAD(link_list, link);
 
@@ -105,12 +108,13 @@ static void note_refusal(struct lane_vsock *l, const struct error *why)
 		give_up(l, why->msg);
 }
 
+/* That it accepts is not enough: it may not keep what it accepts. */
 static void note_success(struct lane_vsock *l)
 {
 	l->refused_since_ms = 0;
 	l->backoff_ms = BACKOFF_MIN_MS;
 	uv_timer_stop(&l->backoff);
-	set_usable(l, true);
+	refill(l);
 }
 
 /* --- clients ------------------------------------------------------------------ */
@@ -171,15 +175,18 @@ static int code_of(const struct relay_reply *reply)
 static int on_reply(void *arg, const uint8_t *bytes)
 {
 	struct link *k = arg;
+	struct lane_vsock *l = k->l;
 	struct relay_reply reply;
 	int rc;
 
 	memcpy(&reply, bytes, sizeof(reply));
 	rc = code_of(&reply);
+	k->served = true;
 	if (rc == 0) {
 		k->client->connected = true;
 		k->client->relay.opened(k->client->relay.arg);
 	}
+	note_success(l);
 	return rc;
 }
 
@@ -229,8 +236,9 @@ static void on_opened(void *arg)
 	TAILQ_REMOVE(&l->opening, k, next);
 	l->n_opening--;
 	k->open = true;
+	k->since_ms = uv_now(&l->o.loop->uv);
 	put_to_use(k);
-	note_success(l);
+	set_usable(l, true);
 	refill(l);
 }
 
@@ -249,6 +257,12 @@ static void end_busy(struct link *k, const struct error *why)
 	client_end(c, &end);
 }
 
+/* It has no client, and ended. */
+static bool was_refused(const struct link *k)
+{
+	return !k->open || (!k->served && uv_now(&k->l->o.loop->uv) - k->since_ms < EARLY_MS);
+}
+
 static void on_ended(void *arg, const struct error *why)
 {
 	struct link *k = arg;
@@ -262,10 +276,12 @@ static void on_ended(void *arg, const struct error *why)
 	if (k->client) {
 		end_busy(k, why);
 	} else {
-		bool open = k->open;
+		bool refused = was_refused(k);
 
 		link_free(k);
-		if (!open && l->device_up)
+		if (!refused)
+			note_success(l);
+		else if (l->device_up)
 			note_refusal(l, &copy);
 	}
 	if (!l->device_up)
@@ -309,7 +325,8 @@ static void on_idle(void *arg)
 		link_free(k);
 	}
 	if (l->device_up && l->port)	/* its agent lives */
-		note_success(l);
+		set_usable(l, true);
+	note_success(l);
 }
 
 static const struct vsock_conn_callbacks link_callbacks = {

@@ -120,9 +120,13 @@ static void turn_open(struct vsock_conn *c)
 {
 	if (c->mode == MOCK_VSOCK_REFUSE) {
 		end(c, -ECONNREFUSED);
-	} else if (c->mode == MOCK_VSOCK_ECHO) {
+	} else if (c->mode != MOCK_VSOCK_SILENT) {
 		c->opened = true;
 		c->v->open++;
+		if (c->mode == MOCK_VSOCK_CLOSE) {
+			c->end_code = -ECONNRESET;
+			schedule(c);
+		}
 		c->cb.opened(c->cb.arg);
 	}
 }

@@ -17,6 +17,7 @@ enum mock_vsock_mode {
 	MOCK_VSOCK_ECHO,
 	MOCK_VSOCK_REFUSE, /* nobody listens: connections end with -ECONNREFUSED */
 	MOCK_VSOCK_SILENT, /* connections are never answered */
+	MOCK_VSOCK_CLOSE,  /* accepted, and reset at once */
 };
 
 struct vsock {

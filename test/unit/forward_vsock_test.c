@@ -414,6 +414,25 @@ static void test_vsock_refusals_do_not_spin(void **state)
 	vx_stop(&x);
 }
 
+/* A relay that has no room for one more lets it in and closes it. */
+static void test_vsock_early_ends_do_not_spin(void **state)
+{
+	struct vx x;
+
+	vx_prepare(&x, NULL, 0, NULL);
+	x.vsock.mode = MOCK_VSOCK_CLOSE;
+	lane_vsock_set_agent(x.lane, RELAY_VSOCK_PORT);
+	fx_turn(&x.fx, 1500);
+	assert_in_range(x.vsock.connects, 3, 100);
+	assert_answered(&x, client(&x)); /* by gRPC */
+	assert_int_equal(x.fx.lane.opens, 1);
+	x.vsock.mode = MOCK_VSOCK_ECHO;
+	assert_true(fx_until(&x.fx, pool_is_full, &x));
+	assert_answered(&x, client(&x));
+	assert_int_equal(x.fx.lane.opens, 1);
+	vx_stop(&x);
+}
+
 static void test_vsock_device_down_resets_what_was_open(void **state)
 {
 	struct vx x;
@@ -533,6 +552,7 @@ int main(void)
 		cmocka_unit_test(test_vsock_stale_connection_on_a_busy_port),
 		cmocka_unit_test(test_vsock_agent_restart_leaves_clients_to_the_other_lane),
 		cmocka_unit_test(test_vsock_refusals_do_not_spin),
+		cmocka_unit_test(test_vsock_early_ends_do_not_spin),
 		cmocka_unit_test(test_vsock_device_down_resets_what_was_open),
 		cmocka_unit_test(test_vsock_client_that_goes_resets_the_guest),
 		cmocka_unit_test(test_lane_of_a_rule_is_waited_for),
