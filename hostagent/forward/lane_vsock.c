@@ -14,7 +14,8 @@ enum {
 	POOL_MIN = 8,
 	POOL_MAX = 32,
 	POOL_OPENING_MAX = 128, /* asked for at once */
-	RESTING_MAX = 1024,     /* a server that does not read holds its own for ever */
+	RESTING_MAX = 1024,     /* a server that does not read holds its own for ever … */
+	REST_MS = 60000,        /* … after which it may lose them */
 	POOL_SHRINK_MS = 10000, /* not short of one for so long */
 	BACKOFF_MIN_MS = 20,    /* after the guest refused */
 	BACKOFF_MAX_MS = 2000,
@@ -30,7 +31,7 @@ struct link { /* a connection of the vsock; owner: the lane */
 	bool open;
 	bool served;              /* the guest answered a client */
 	bool resting;             /* between two clients */
-	uint64_t since_ms;        /* when it opened */
+	uint64_t since_ms;        /* when it opened, or began to rest */
 };
 TAILQ_HEAD(link_list, link);
 
@@ -289,6 +290,20 @@ static void on_ended(void *arg, const struct error *why)
 	refill(l);
 }
 
+/* Those of servers that are stuck. Others may be many for a moment, when many clients
+ * end together: a reset would take from their servers what they said last. */
+static void trim_resting(struct lane_vsock *l)
+{
+	uint64_t now = uv_now(&l->o.loop->uv);
+	struct link *k;
+
+	while (l->n_resting > RESTING_MAX && (k = TAILQ_FIRST(&l->resting)) &&
+	       now - k->since_ms >= l->o.rest_ms) {
+		vsock_conn_reset(k->v);
+		link_free(k);
+	}
+}
+
 /* The client has been served; the guest may still have to pass its last bytes on. */
 static void on_finished(void *arg)
 {
@@ -296,17 +311,14 @@ static void on_finished(void *arg)
 	struct lane_vsock *l = k->l;
 	struct lane_conn *c = k->client;
 	struct error none = ERROR_NONE;
-	struct link *oldest;
 
 	TAILQ_REMOVE(&l->busy, k, next);
 	k->client = NULL;
 	k->resting = true;
+	k->since_ms = uv_now(&l->o.loop->uv);
 	TAILQ_INSERT_TAIL(&l->resting, k, next);
-	if (++l->n_resting > RESTING_MAX) {
-		oldest = TAILQ_FIRST(&l->resting);
-		vsock_conn_reset(oldest->v);
-		link_free(oldest);
-	}
+	l->n_resting++;
+	trim_resting(l);
 	client_end(c, &none);
 }
 
@@ -367,6 +379,7 @@ static void refill(struct lane_vsock *l)
 		return;
 	if (l->n_waiting <= l->n_opening && pool + l->n_opening + resting > wanted / 2)
 		return;
+	trim_resting(l);	/* they count among the device's, which has a limit */
 	while (pool + l->n_opening < wanted && l->n_opening < most)
 		if (link_open(l, &err) < 0) {
 			log_warn_limited("forward: vsock connection: %s", err.msg);
@@ -475,6 +488,7 @@ struct lane *lane_vsock_new(const struct lane_vsock_options *opts)
 	l->lane.ops = &ops;
 	l->o = *opts;
 	l->o.pool_min = opts->pool_min ? opts->pool_min : POOL_MIN;
+	l->o.rest_ms = opts->rest_ms ? opts->rest_ms : REST_MS;
 	l->o.pool_max = MAX(opts->pool_max ? opts->pool_max : POOL_MAX, l->o.pool_min);
 	l->wanted = l->o.pool_min;
 	l->backoff_ms = BACKOFF_MIN_MS;

@@ -27,6 +27,9 @@ struct lane_vsock_options {
 	void (*changed)(void *arg, struct lane *lane, bool usable);
 	void *arg;
 	unsigned pool_min, pool_max; /* 0: 8, 32 */
+	/* So long the guest may take to pass on the last bytes of a client that is gone;
+	 * later only while there are not many of them. 0: 60 s */
+	unsigned rest_ms;
 };
 
 struct lane_vsock_counts { /* connections by what they do */

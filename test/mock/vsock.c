@@ -145,6 +145,8 @@ static void turn(void *arg)
 	} else if (!c->opened) {
 		turn_open(c);
 	} else if (c->finished && !c->watching) {
+		if (c->v->no_done)
+			return;
 		c->finished = c->relaying = c->replied = c->moved = false;
 		c->cb.idle(c->cb.arg);
 	} else if (c->relaying && !c->replied && (c->plain || !c->v->no_reply)) {

@@ -26,6 +26,7 @@ struct vsock {
 	enum mock_vsock_mode mode; /* of connections made from now on */
 	uint32_t reply_error;      /* of the agent to a hello */
 	bool no_reply;             /* the agent says nothing */
+	bool no_done;              /* … or not that it is through with a client */
 	struct vsock_options o; /* of vsock_new() */
 	int listen_fd;
 	unsigned guest_resets;
