@@ -11,10 +11,11 @@
  *
  * FIXED and CHOSEN wishes sit in a slot, which is a host address with its
  * endpoint. Those in one slot that are for the same guest port share it; one for
- * another guest port stands aside until they are gone. Nothing is opened or closed
- * before wishes_settle(), so that what one wish frees another can have; and nothing is
- * told before it has opened and closed all: an event is a line in the log and one in a
- * file, and somebody waits for the port.
+ * another guest port stands aside until they are gone. A slot is of FIXED wishes or of
+ * CHOSEN ones, never both: where a FIXED one comes, the others look for another host
+ * port. Nothing is opened or closed before wishes_settle(), so that what one wish frees
+ * another can have; and nothing is told before it has opened and closed all: an event is
+ * a line in the log and one in a file, and somebody waits for the port.
  *
  *   wish_place   decides, slots, settling
  *   wish_notice  events
@@ -66,7 +67,7 @@ struct slot {
 	struct endpoint *ep;
 	uint16_t guest_port;      /* whose it is; 0: nobody's */
 	struct wish_list aside;   /* wishes for other guest ports */
-	const struct rule *chosen_by; /* NULL: a fixed address */
+	const struct rule *chosen_by; /* of CHOSEN wishes of this rule; NULL: of FIXED ones */
 };
 TAILQ_HEAD(slot_list, slot);
 

@@ -245,8 +245,6 @@ static void slot_add(struct wishes *all, struct slot *s, struct wish *w)
 	if (w->stands_aside) {
 		TAILQ_INSERT_TAIL(&s->aside, w, aside);
 	} else {
-		if (s->chosen_by != w->rule)
-			unchoose(all, s);
 		s->guest_port = w->key.port;
 		endpoint_add_user(s->ep, &w->user);
 	}
@@ -422,6 +420,20 @@ static void cover_leave(struct wish *w)
 	w->cover = NULL;
 }
 
+/* For a wish that names the host port; clients they have stay connected. */
+static void make_chosen_yield(struct wishes *all, struct slot *s)
+{
+	struct endpoint_user *u;
+
+	while ((u = TAILQ_FIRST(endpoint_users(s->ep)))) {
+		struct wish *w = container_of(u, struct wish, user);
+
+		wish_withdraw(all, w);
+		wait_in(w, &all->unplaced);
+	}
+	unchoose(all, s);
+}
+
 static void place_fixed(struct wishes *all, struct wish *w, const struct rule_host *host)
 {
 	struct slot *s = slot_get(all, w->key.proto, host);
@@ -431,6 +443,8 @@ static void place_fixed(struct wishes *all, struct wish *w, const struct rule_ho
 		return;
 	}
 	set_over_limit(all, w, false);
+	if (s->chosen_by)
+		make_chosen_yield(all, s);
 	slot_add(all, s, w);
 }
 

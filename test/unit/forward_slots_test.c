@@ -173,12 +173,53 @@ static void test_slots_closed_while_a_chosen_port_waits(void **state)
 	fx_stop(&fx);
 }
 
+/* --- one host address, several who want it ----------------------------------- */
+
+/* {guestPort: 80, hostPort: auto} has 8080; then the guest opens an 8080 of its own. */
+static void test_slots_one_by_number_comes_before_one_by_choice(void **state)
+{
+	uint16_t p = fx_free_port();
+	struct config_port_forward r = rule(1000, p);
+	struct fx fx;
+	char in[4];
+	int fd;
+
+	r.host_port_auto = true;
+	fx_start(&fx, &r, 1, NULL);
+	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", 1000);
+	fx_add(&fx, IPPROTO_TCP, "::", 1000);
+	assert_string_equal(newest(&fx), expect("forwarding tcp [::]:1000 127.0.0.1:%u", p));
+	fd = fx_connect(SOCK_STREAM, "127.0.0.1", p);
+	assert_int_equal(send(fd, "abc", 3, 0), 3);
+	assert_int_equal(fx_receive(&fx, fd, in, 4), 3);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	assert_int_equal(fx_count_events(&fx, "failed"), 0);
+	assert_int_equal(fx_count_events(&fx, "stopping tcp"), 2);
+	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p,
+						     p)), 1);
+	assert_int_equal(fx_count_events(&fx, "forwarding tcp 0.0.0.0:1000"), 2);
+	assert_int_equal(fx_count_events(&fx, "forwarding tcp [::]:1000"), 2);
+	assert_string_equal(list(&fx)->text[0], expect("tcp 0.0.0.0:1000 127.0.0.1:%u forwarding",
+						       p + 1));
+	assert_true(reachable("127.0.0.1", p));
+	fx_turn(&fx, 20);
+	assert_string_equal(fx.lane.last_addr, expect("127.0.0.1:%u", p));
+	assert_true(reachable("127.0.0.1", (uint16_t)(p + 1)));
+	fx_turn(&fx, 20);
+	assert_string_equal(fx.lane.last_addr, "0.0.0.0:1000");
+	assert_int_equal(send(fd, "de", 2, 0), 2); /* who is connected stays so */
+	assert_int_equal(fx_receive(&fx, fd, in, 4), 2);
+	close(fd);
+	fx_stop(&fx);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_slots_chosen_port_that_failed_is_tried_again),
 		cmocka_unit_test(test_slots_many_chosen_ports_that_failed),
 		cmocka_unit_test(test_slots_closed_while_a_chosen_port_waits),
+		cmocka_unit_test(test_slots_one_by_number_comes_before_one_by_choice),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
