@@ -10,8 +10,9 @@
  *		  where none was to be had it is refused, and tried again on a timer
  *
  * FIXED and CHOSEN wishes sit in a slot, which is a host address with its
- * endpoint. Those in one slot that are for the same guest port share it; one for
- * another guest port stands aside until they are gone. A slot is of FIXED wishes or of
+ * endpoint. Those in one slot that may be one server of the guest share it: the same
+ * guest port on a wildcard or on addresses that go together. Any other stands aside
+ * until they are gone. A slot is of FIXED wishes or of
  * CHOSEN ones, never both: where a FIXED one comes, the others look for another host
  * port. Nothing is opened or closed before wishes_settle(), so that what one wish frees
  * another can have; and nothing is told before it has opened and closed all: an event is
@@ -66,7 +67,7 @@ struct slot {
 	bool dirty;
 	struct endpoint *ep;
 	uint16_t guest_port;      /* whose it is; 0: nobody's */
-	struct wish_list aside;   /* wishes for other guest ports */
+	struct wish_list aside;   /* wishes for other servers */
 	const struct rule *chosen_by; /* of CHOSEN wishes of this rule; NULL: of FIXED ones */
 };
 TAILQ_HEAD(slot_list, slot);

@@ -90,7 +90,8 @@ const char *wish_error(const struct wish *w)
 	if (!w->stands_aside)
 		return endpoint_error(w->slot->ep);
 	first = TAILQ_FIRST(endpoint_users(w->slot->ep));
-	snprintf(text, sizeof(text), "another port of this guest has it, %s",
+	snprintf(text, sizeof(text), "another %s of this guest has it, %s",
+		 w->slot->guest_port == w->key.port ? "server" : "port",
 		 first->target->guest_addr);
 	return text;
 }

@@ -238,10 +238,37 @@ static bool is_unused(const struct slot *s)
 	return TAILQ_EMPTY(endpoint_users(s->ep)) && TAILQ_EMPTY(&s->aside);
 }
 
+static bool is_loopback(const struct in6_addr *ip)
+{
+	return address_is_v4_loopback(ip) || IN6_IS_ADDR_LOOPBACK(ip);
+}
+
+/* May one server listen on both? On localhost of both families, on another address
+ * of each; what listens on a wildcard is known by that alone. */
+static bool is_one_server(const struct in6_addr *a, const struct in6_addr *b)
+{
+	if (address_equal(a, b) || address_is_wildcard(a) || address_is_wildcard(b))
+		return true;
+	return address_is_v4(a) != address_is_v4(b) && is_loopback(a) == is_loopback(b);
+}
+
+/* Can @w share @s with all that have it? They are four at most. */
+static bool slot_suits(const struct slot *s, const struct wish *w)
+{
+	const struct endpoint_user *u;
+
+	if (s->guest_port && s->guest_port != w->key.port)
+		return false;
+	TAILQ_FOREACH(u, endpoint_users(s->ep), next)
+		if (!is_one_server(&container_of(u, struct wish, user)->key.ip, &w->key.ip))
+			return false;
+	return true;
+}
+
 static void slot_add(struct wishes *all, struct slot *s, struct wish *w)
 {
 	w->slot = s;
-	w->stands_aside = s->guest_port && s->guest_port != w->key.port;
+	w->stands_aside = !slot_suits(s, w);
 	if (w->stands_aside) {
 		TAILQ_INSERT_TAIL(&s->aside, w, aside);
 	} else {
@@ -266,16 +293,14 @@ static void slot_remove(struct wishes *all, struct wish *w)
 	mark_dirty(all, s);
 }
 
-/* Those who stood aside for a port that is gone. */
+/* Those who stood aside for one that is gone. */
 static void slot_promote(struct wishes *all, struct slot *s)
 {
 	struct wish *w, *next;
 
-	if (s->guest_port)
-		return;
 	for (w = TAILQ_FIRST(&s->aside); w; w = next) {
 		next = TAILQ_NEXT(w, aside);
-		if (s->guest_port && s->guest_port != w->key.port)
+		if (!slot_suits(s, w))
 			continue;
 		TAILQ_REMOVE(&s->aside, w, aside);
 		slot_add(all, s, w);
@@ -299,7 +324,7 @@ static struct slot *chosen_find(struct wishes *all, const struct wish *w)
 		struct slot *s = container_of(l, struct slot, chosen_link);
 
 		if (s->chosen_by == w->rule && endpoint_proto(s->ep) == w->key.proto &&
-		    s->guest_port == w->key.port)
+		    s->guest_port == w->key.port && slot_suits(s, w))
 			return s;
 	}
 	return NULL;

@@ -213,6 +213,75 @@ static void test_slots_one_by_number_comes_before_one_by_choice(void **state)
 	fx_stop(&fx);
 }
 
+static void test_slots_two_servers_on_one_guest_port(void **state)
+{
+	uint16_t p = fx_free_port();
+	struct config_port_forward r = rule(p, p);
+	struct fx fx;
+
+	r.guest_ip = fx_port(0, "0.0.0.0", 1).ip; /* guestIPMustBeZero: false */
+	fx_start(&fx, &r, 1, NULL);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	fx_add(&fx, IPPROTO_TCP, "192.168.5.15", p);
+	assert_string_equal(newest(&fx),
+			    expect("failed tcp 192.168.5.15:%u 127.0.0.1:%u another server of this "
+				   "guest has it, 127.0.0.1:%u", p, p, p));
+	fx_add(&fx, IPPROTO_TCP, "::1", p); /* localhost is both */
+	assert_string_equal(newest(&fx), expect("forwarding tcp [::1]:%u 127.0.0.1:%u", p, p));
+	fx_add(&fx, IPPROTO_TCP, "fd00::15", p);
+	assert_int_equal(fx_count_events(&fx, "failed"), 2);
+	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p); /* [::1] has it still */
+	assert_int_equal(fx_count_events(&fx, "forwarding"), 2);
+	fx_remove(&fx, IPPROTO_TCP, "::1", p);
+	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp 192.168.5.15:%u", p)), 1);
+	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp [fd00::15]:%u", p)), 1);
+	assert_true(reachable("127.0.0.1", p));
+	fx_turn(&fx, 20);
+	assert_string_equal(fx.lane.last_addr, expect("192.168.5.15:%u", p));
+	fx_stop(&fx);
+}
+
+/* Who waits is asked at every change, not only when all are gone. */
+static void test_slots_second_server_joins_the_wildcard_that_stays(void **state)
+{
+	uint16_t p = fx_free_port();
+	struct config_port_forward r = rule(p, p);
+	struct fx fx;
+
+	r.guest_ip = fx_port(0, "0.0.0.0", 1).ip;
+	fx_start(&fx, &r, 1, NULL);
+	fx_add(&fx, IPPROTO_TCP, "::", p);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	fx_add(&fx, IPPROTO_TCP, "192.168.5.15", p);
+	assert_int_equal(fx_count_events(&fx, "failed"), 1);
+	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	assert_string_equal(newest(&fx),
+			    expect("forwarding tcp 192.168.5.15:%u 127.0.0.1:%u", p, p));
+	fx_stop(&fx);
+}
+
+static void test_slots_two_servers_on_one_guest_port_by_choice(void **state)
+{
+	uint16_t p = fx_free_port();
+	struct config_port_forward r = rule(p, p);
+	struct fx fx;
+
+	r.guest_ip = fx_port(0, "0.0.0.0", 1).ip;
+	r.host_port_auto = true;
+	fx_start(&fx, &r, 1, NULL);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	fx_add(&fx, IPPROTO_TCP, "192.168.5.15", p);
+	fx_add(&fx, IPPROTO_TCP, "::1", p);
+	assert_int_equal(fx_count_events(&fx, "failed"), 0);
+	assert_string_equal(newest(&fx), expect("forwarding tcp [::1]:%u 127.0.0.1:%u", p, p));
+	assert_string_equal(list(&fx)->text[1],
+			    expect("tcp 192.168.5.15:%u 127.0.0.1:%u forwarding", p, p + 1));
+	assert_true(reachable("127.0.0.1", (uint16_t)(p + 1)));
+	fx_turn(&fx, 20);
+	assert_string_equal(fx.lane.last_addr, expect("192.168.5.15:%u", p));
+	fx_stop(&fx);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -220,6 +289,9 @@ int main(void)
 		cmocka_unit_test(test_slots_many_chosen_ports_that_failed),
 		cmocka_unit_test(test_slots_closed_while_a_chosen_port_waits),
 		cmocka_unit_test(test_slots_one_by_number_comes_before_one_by_choice),
+		cmocka_unit_test(test_slots_two_servers_on_one_guest_port),
+		cmocka_unit_test(test_slots_second_server_joins_the_wildcard_that_stays),
+		cmocka_unit_test(test_slots_two_servers_on_one_guest_port_by_choice),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
