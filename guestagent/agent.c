@@ -107,8 +107,12 @@ static void stop_next(void *arg);
 static int start_ports(struct agent *a, struct error *err)
 {
 	struct ports_options opts = { .no_bpf = a->opts->poll_ports };
-	int rc = ports_new(&a->loop, &opts, on_ports_changed, a, &a->ports, err);
+	scoped_free char *udp_keep = NULL;
+	int rc;
 
+	if (a->opts->runtime_dir)
+		opts.udp_keep = udp_keep = xasprintf("%s/udp-servers", a->opts->runtime_dir);
+	rc = ports_new(&a->loop, &opts, on_ports_changed, a, &a->ports, err);
 	if (rc < 0)
 		return rc;
 	log_info("ports: found by %s%s%s", ports_mode(a->ports),

@@ -2,7 +2,8 @@
  *
  * One loop, one thread of ours beside gRPC's. Starts as early in boot as it is
  * run: channels that do not exist yet are waited for, and nothing needs a
- * network. Keeps no state on disk: a host that connects gets a snapshot.
+ * network. Keeps no state on disk: a host that connects gets a snapshot. What cannot
+ * be seen again after a restart is kept in @runtime_dir (ports_udp_keep.h).
  */
 #pragma once
 
@@ -19,6 +20,7 @@ struct agent_options {
 	const char *socket;		/* path, NULL: none */
 	uid_t socket_owner;
 	const char *progress_dir;
+	const char *runtime_dir;	/* gone with the boot; NULL: keep nothing there */
 	bool poll_ports;		/* no BPF */
 };
 

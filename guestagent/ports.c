@@ -4,7 +4,7 @@
 #include "guestagent/ports_destroy.h"
 #include "guestagent/ports_diag.h"
 #include "guestagent/ports_nat.h"
-#include "guestagent/ports_udp.h"
+#include "guestagent/ports_udp_keep.h"
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -36,6 +36,7 @@ struct ports {
 	struct port_set current;	/* both of these and NAT's, sealed */
 	struct port_set tcp, udp;	/* as of the last look at each, unsealed */
 	struct udp_servers udp_servers;
+	struct udp_keep *udp_keep;	/* NULL: not wanted */
 	struct udp_range range;
 	uv_timer_t timer;		/* the next look, whatever it is for */
 	unsigned settle;		/* next index into settle_ms; its size: settled */
@@ -88,14 +89,17 @@ static bool bpf_knows_udp(const struct ports *p)
 	return p->bpf && ports_bpf_has_udp(p->bpf) && !p->udp_by_proc;
 }
 
-/* Sockets are others by name there: everything is as at the first look. */
+/* At the first look, and when sockets have got other names: all is as at the first. */
 static void note_udp_source(struct ports *p)
 {
 	bool by_proc = ports_diag_by_proc(p->diag);
 
-	if (by_proc != p->udp_by_proc)
-		udp_servers_done(&p->udp_servers);
+	if (p->udp_servers.started && by_proc == p->udp_by_proc)
+		return;
 	p->udp_by_proc = by_proc;
+	udp_servers_done(&p->udp_servers);
+	if (p->udp_keep)
+		udp_keep_load(p->udp_keep, by_proc);
 }
 
 static int look_at_udp(struct ports *p, struct error *err)
@@ -111,6 +115,8 @@ static int look_at_udp(struct ports *p, struct error *err)
 	next_ms = udp_servers_judge(&p->udp_servers, &socks, now_ms, p->range,
 				    bpf_knows_udp(p) ? ask_bpf : NULL, p->bpf, &p->udp);
 	p->udp_due_ms = next_ms ? now_ms + next_ms : 0;
+	if (p->udp_keep)
+		udp_keep_note(p->udp_keep);
 	return 0;
 }
 
@@ -361,6 +367,10 @@ int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed
 	start_bpf(p, opts, &bpf_err);
 	memcpy(p->bpf_problem, bpf_err.msg, sizeof(p->bpf_problem));
 	start_destroy(p, opts);
+	if (opts->udp_keep) {
+		p->udp_keep = udp_keep_new(loop, opts->udp_keep, &p->udp_servers);
+		p->open_parts++;
+	}
 	rc = look(p, PORTS_ALL, &p->current, err);
 	if (rc < 0) {
 		ports_close(p, NULL, NULL);
@@ -421,4 +431,6 @@ void ports_close(struct ports *p, void (*closed)(void *arg), void *arg)
 		ports_destroy_close(p->destroy, part_closed, p);
 	if (p->nat)
 		ports_nat_close(p->nat, part_closed, p);
+	if (p->udp_keep)
+		udp_keep_close(p->udp_keep, part_closed, p);
 }

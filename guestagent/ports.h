@@ -38,6 +38,7 @@ struct ports_options {
 	bool no_bpf_udp;	/* for tests: as where the kernel has only TCP's half */
 	bool no_diag;		/* read /proc/net */
 	bool no_nat;		/* sockets only */
+	const char *udp_keep;	/* file for the next agent (ports_udp_keep.h); NULL: none */
 };
 
 /* The list changed; sets are borrowed for the call, ports_current() is new. */

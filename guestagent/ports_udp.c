@@ -1,18 +1,10 @@
 #include "guestagent/ports_udp.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "lib/base/mem.h"
-
-struct udp_known {
-	uint64_t cookie;
-	uint64_t since_ms;
-	enum udp_bind bind;
-	bool server;
-	bool connected;
-	struct port port;
-};
 
 void udp_servers_done(struct udp_servers *u)
 {
@@ -25,6 +17,15 @@ static int known_compare(const void *a, const void *b)
 	const struct udp_known *x = a, *y = b;
 
 	return x->cookie < y->cookie ? -1 : x->cookie > y->cookie;
+}
+
+void udp_servers_restore(struct udp_servers *u, struct udp_known *items, size_t len)
+{
+	assert(!u->started && !u->items);
+	u->items = items;
+	u->len = len;
+	if (len)
+		qsort(items, len, sizeof(*items), known_compare);
 }
 
 static bool port_is_a_clients(uint16_t port)
@@ -68,18 +69,30 @@ static struct udp_known *collect(const struct sock_list *dump, size_t *ret_len)
 static void recall(struct udp_known *k, const struct udp_known *old, uint64_t since_ms, bool first,
 		   enum udp_bind (*how)(void *arg, uint64_t cookie), void *arg)
 {
-	if (old && old->cookie == k->cookie && old->port.port == k->port.port) {
-		k->since_ms = old->since_ms;
-		k->bind = old->bind;
-		k->server = old->server;
-		k->port = old->port;
-		return;
-	}
+	enum udp_bind seen;
+	bool known = old && old->cookie == k->cookie && old->port.port == k->port.port;
+
 	k->since_ms = since_ms;
-	k->bind = how ? how(arg, k->cookie) : UDP_BIND_UNKNOWN;
-	/* Every bind() was seen since we started; this socket had none. */
-	if (how && !first && k->bind == UDP_BIND_UNKNOWN)
+	if (known) {
+		bool connected = k->connected;
+
+		*k = *old;
+		k->connected = connected;
+	}
+	if (!how || (known && !first))
+		return;
+	seen = how(arg, k->cookie);
+	if (seen != UDP_BIND_UNKNOWN)
+		k->bind = seen;
+	else if (!first)	/* every bind() was seen since we started; this socket had none */
 		k->bind = UDP_BIND_KERNEL;
+}
+
+/* Without bind() or to port 0, and old enough for an agent that cannot know it. */
+static bool is_old_client(const struct udp_known *k, uint64_t now_ms)
+{
+	return k->bind == UDP_BIND_KERNEL && !k->connected &&
+	       now_ms - k->since_ms >= UDP_UNSURE_AGE_MS;
 }
 
 uint64_t udp_servers_judge(struct udp_servers *u, const struct sock_list *dump, uint64_t now_ms,
@@ -109,6 +122,7 @@ uint64_t udp_servers_judge(struct udp_servers *u, const struct sock_list *dump, 
 		}
 		if (k->server)
 			port_set_add(ret, &k->port);
+		k->lasting |= k->server || is_old_client(k, now_ms);
 	}
 	free(u->items);
 	u->items = items;

@@ -16,7 +16,8 @@
  *     count after UDP_UNSURE_AGE_MS, which a client's socket rarely reaches
  *     unconnected.
  *
- * Sockets already there at the first dump skip rule 3.
+ * Sockets already there at the first dump skip rule 3. What an agent before this one
+ * knew of them goes on being true: ports_udp_keep.h.
  */
 #pragma once
 
@@ -37,7 +38,16 @@ struct udp_range {
 	uint16_t low, high;	/* net.ipv4.ip_local_port_range, inclusive */
 };
 
-struct udp_known;
+struct udp_known {
+	uint64_t cookie;
+	uint64_t since_ms;
+	enum udp_bind bind;
+	bool server;
+	bool connected;
+	bool lasting;	/* the next agent should know: a server, or an old client */
+	bool kept;	/* ports_udp_keep.h wrote it down */
+	struct port port;
+};
 
 struct udp_servers {
 	struct udp_known *items;	/* by cookie */
@@ -47,8 +57,11 @@ struct udp_servers {
 
 void udp_servers_done(struct udp_servers *u);
 
+/* What another agent knew; before anything is judged. Takes @items, in any order. */
+void udp_servers_restore(struct udp_servers *u, struct udp_known *items, size_t len);
+
 /* Judges the UDP sockets of one dump and adds servers' ports to @ret.
- * @how: asked once for each socket seen for the first time.
+ * @how: asked once for each socket seen for the first time, restored ones too.
  * Returns in how many ms a socket may become a server by age alone, 0: none. */
 uint64_t udp_servers_judge(struct udp_servers *u, const struct sock_list *dump, uint64_t now_ms,
 			   struct udp_range range,

@@ -173,6 +173,7 @@ int main(int argc, char **argv)
 	default_secret = xasprintf("%s/secret", runtime_dir);
 	if (!opts.secret_file)
 		opts.secret_file = default_secret;
+	opts.runtime_dir = runtime_dir;
 	if (!opts.virtio_port && !opts.vsock_port && !opts.socket) {
 		log_error("agent: nothing to serve: give --virtio-port, --vsock-port or --socket");
 		return EXIT_USAGE;

@@ -208,7 +208,8 @@ static int agent_main(const char *in)
 				      .socket_owner = geteuid(),
 				      .virtio_port = device,
 				      .secret_file = secret_file,
-				      .progress_dir = progress_dir };
+				      .progress_dir = progress_dir,
+				      .runtime_dir = dir };
 	struct error err = ERROR_NONE;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -323,6 +324,58 @@ static void test_agent_host_comes_back(void **state)
 	host_connect(&h);
 	assert_true(has_port(&h, "tcp 127.0.0.1 8081"));
 	close(fd);
+	wait_for(&h, h.n_ports == 0);
+	host_stop(&h);
+}
+
+static int udp_socket(uint16_t port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(port) };
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	return fd;
+}
+
+static void udp_connect(int fd, uint16_t port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+				 .sin_port = htons(port) };
+
+	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+}
+
+/* kill -9 of the agent: the first thing that the next one says is all that serves, a
+ * UDP server that is connected to its client by then included, and no client. */
+static void test_agent_comes_back(void **state)
+{
+	struct host h;
+	scoped_free char *kept = xasprintf("%s/udp-servers", dir);
+	uint16_t port = 8081;
+	int tcp, server, client;
+
+	host_start(&h);
+	unlink(kept);	/* another test's agent's */
+	tcp = tcp_server(&port);
+	server = udp_socket(5000);
+	wait_for(&h, h.n_ports == 2);
+	wait_for(&h, path_exists(kept));
+	client = udp_socket(5001);
+	udp_connect(client, 9);
+	udp_connect(server, 5001);
+	kill(agent_pid, SIGKILL);
+	assert_int_equal(waitpid(agent_pid, NULL, 0), agent_pid);
+	wait_for(&h, h.lost);
+	host_disconnect(&h);
+	h.n_ports = 0;
+	assert_int_equal(agent_start(state), 0);
+	host_connect(&h);
+	assert_int_equal(h.n_ports, 2);
+	assert_true(has_port(&h, "tcp 127.0.0.1 8081"));
+	assert_true(has_port(&h, "udp 0.0.0.0 5000"));
+	close(tcp);
+	close(server);
+	close(client);
 	wait_for(&h, h.n_ports == 0);
 	host_stop(&h);
 }
@@ -665,6 +718,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		WITH_AGENT(test_agent_ports_reach_the_host),
 		WITH_AGENT(test_agent_host_comes_back),
+		WITH_AGENT(test_agent_comes_back),
 		WITH_AGENT(test_agent_nothing_lost_over_broken_links),
 		WITH_AGENT(test_agent_boot_progress),
 		WITH_AGENT(test_agent_tunnel_half_close),

@@ -1,4 +1,5 @@
 lima_unit(ports_udp lima_guestagent)
+lima_unit(ports_udp_keep lima_guestagent)
 lima_unit(ports lima_guestagent)
 lima_unit(ports_nat lima_guestagent)
 lima_unit(tunnel lima_guestagent)

@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "guestagent/ports.h"
@@ -19,6 +20,7 @@
 #include "guestagent/ports_udp.h"
 #include "lib/base/clock.h"
 #include "lib/base/mem.h"
+#include "lib/base/path.h"
 #include "test/mock/netns.h"
 
 enum { DEADLINE_MS = 10000 };
@@ -460,6 +462,54 @@ static void test_udp_netcat_stays(void **state)
 	fixture_stop(&f);
 }
 
+/* An agent in a process of its own, killed once it wrote down what it knows. */
+static void run_agent_until_kept(const struct ports_options *opts)
+{
+	uint64_t end_ms = clock_mono_ms() + DEADLINE_MS;
+	struct fixture f;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		fixture_start(&f, opts);
+		loop_run(&f.loop);
+		_exit(1);
+	}
+	while (!path_exists(opts->udp_keep) && clock_mono_ms() < end_ms)
+		usleep(1000);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+/* kill -9 of the agent while a server has its client (`nc -lu`, OpenVPN), which
+ * nobody could tell from a client by looking at it. */
+static void test_udp_connected_server_outlives_the_agent(void **state)
+{
+	struct ports_options opts = *(const struct ports_options *)*state;
+	char dir[] = "/tmp/lima-ports-XXXXXX";
+	scoped_free char *path = NULL;
+	struct port want = { .proto = IPPROTO_UDP, .family = AF_INET, .port = 5000 };
+	struct error err = ERROR_NONE;
+	struct fixture f;
+	int server, client;
+
+	assert_non_null(mkdtemp(dir));
+	opts.udp_keep = path = xasprintf("%s/udp-servers", dir);
+	server = open_socket(IPPROTO_UDP, "0.0.0.0", 5000, false);
+	run_agent_until_kept(&opts);
+	connect_to(server, 9);
+	client = open_socket(IPPROTO_UDP, "127.0.0.1", 5001, false);
+	connect_to(client, 9);
+	fixture_start(&f, &opts);
+	assert_int_equal(ports_current(f.ports)->len, 1);
+	assert_memory_equal(ports_current(f.ports)->items, &want, sizeof(want));
+	close(server);
+	assert_vanishes(&f, IPPROTO_UDP, 5000);
+	close(client);
+	fixture_stop(&f);
+	assert_int_equal(path_remove_tree(dir, &err), 0);
+}
+
 /* --- kicks of one protocol --------------------------------------------------- */
 
 static bool both_there(struct fixture *f)
@@ -818,6 +868,8 @@ int main(void)
 		IN_MODE(test_udp_clients_never_appear, by_events),
 		IN_ALL_MODES(test_udp_netcat_stays),
 		IN_MIXED_MODES(test_udp_netcat_stays),
+		IN_ALL_MODES(test_udp_connected_server_outlives_the_agent),
+		IN_MIXED_MODES(test_udp_connected_server_outlives_the_agent),
 		cmocka_unit_test(test_destroy_tells_of_servers_only),
 		IN_ALL_MODES(test_thousand_cycles_nothing_lost),
 		IN_MODE(test_latency, by_events),
