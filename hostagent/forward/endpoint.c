@@ -36,11 +36,11 @@ struct endpoint { /* refs: the timer's handle; doors count for themselves */
 	char *error; /* NULL: none */
 	struct door main, companion;
 	struct unix_id unix_id;
-	uv_timer_t retry;
+	uv_timer_t retry; /* of the main door; OPEN: of the companion */
 	unsigned retry_ms;
 	uint64_t failed_ms; /* when it first did */
 	struct owner_request *owner; /* being found out; NULL: not */
-	endpoint_changed_fn changed;
+	const struct endpoint_ops *ops;
 	void *arg;
 };
 
@@ -113,17 +113,18 @@ static bool companion_address(const struct endpoint *ep, struct in6_addr *ret)
 	return true;
 }
 
-static void open_companion(struct endpoint *ep)
+static int open_companion(struct endpoint *ep, struct error *err)
 {
-	struct error err = { 0 };
 	struct in6_addr ip;
 	int fd;
 
-	if (!companion_address(ep, &ip))
-		return;
-	if (bind_inet(ep->proto, &ip, ep->host.port, false, &fd, &err) < 0 ||
-	    door_open(&ep->companion, ep, fd, &err) < 0)
-		log_debug("forward: `%s` without its IPv6 companion: %s", ep->address, err.msg);
+	if (ep->companion.tcp || ep->companion.udp || !companion_address(ep, &ip))
+		return 0;
+	if (ep->ops->is_asked_for(ep->arg, ep->proto, ep->host.port))
+		return error_set(err, -EADDRINUSE, "a rule asks for it");
+	if (bind_inet(ep->proto, &ip, ep->host.port, false, &fd, err) < 0)
+		return err->code;
+	return door_open(&ep->companion, ep, fd, err);
 }
 
 static int open_main(struct endpoint *ep, struct error *err)
@@ -142,17 +143,23 @@ static int open_main(struct endpoint *ep, struct error *err)
 
 static void on_retry(uv_timer_t *timer);
 
+/* Slow ones come down to the whole second. */
+static void arm_timer(struct endpoint *ep, uint64_t wait)
+{
+	if (wait >= ENDPOINT_ALIGN_MS)
+		wait -= (uv_now(ep->retry.loop) + wait) % ENDPOINT_ALIGN_MS;
+	uv_timer_start(&ep->retry, on_retry, wait, 0);
+}
+
 static void arm_retry(struct endpoint *ep)
 {
-	uint64_t now = uv_now(ep->retry.loop), wait = ep->retry_ms;
+	uint64_t now = uv_now(ep->retry.loop);
 	bool young = now - ep->failed_ms < ENDPOINT_YOUNG_MS;
 	unsigned max = ep->hub->limits.retry_max_ms;
 
 	if (young)
 		max = MIN(max, (unsigned)ENDPOINT_YOUNG_RETRY_MS);
-	if (wait >= ENDPOINT_ALIGN_MS) /* down to the whole second */
-		wait -= (now + wait) % ENDPOINT_ALIGN_MS;
-	uv_timer_start(&ep->retry, on_retry, wait, 0);
+	arm_timer(ep, ep->retry_ms);
 	ep->retry_ms = MIN(ep->retry_ms * 2, max);
 }
 
@@ -173,14 +180,26 @@ static void on_owner(void *arg, const char *answer)
 		ep->error = xasprintf("%s (%s)", cause, answer);
 	}
 	ep->state = ENDPOINT_WAITING;
-	ep->changed(ep->arg, ep);
+	ep->ops->changed(ep->arg, ep);
+}
+
+/* A host without IPv6 stays so, as a rule. */
+static int complete(struct endpoint *ep, struct error *err)
+{
+	uv_timer_stop(&ep->retry);
+	if (open_companion(ep, err) < 0 && err->code != -EADDRNOTAVAIL &&
+	    err->code != -EAFNOSUPPORT)
+		arm_timer(ep, ep->hub->limits.retry_max_ms);
+	return err->code;
 }
 
 static void set_open(struct endpoint *ep)
 {
+	struct error err = ERROR_NONE;
+
 	forget_owner(ep);
-	uv_timer_stop(&ep->retry);
-	open_companion(ep);
+	if (complete(ep, &err) < 0)
+		log_debug("forward: `%s` without its IPv6 companion: %s", ep->address, err.msg);
 	ep->state = ENDPOINT_OPEN;
 	free(steal_ptr(&ep->error));
 }
@@ -212,12 +231,16 @@ static void on_retry(uv_timer_t *timer)
 	struct endpoint *ep = timer->data;
 	struct error err = { 0 };
 
+	if (ep->state == ENDPOINT_OPEN) {
+		complete(ep, &err);
+		return;
+	}
 	if (open_main(ep, &err) < 0) {
 		arm_retry(ep);
 		return;
 	}
 	set_open(ep);
-	ep->changed(ep->arg, ep);
+	ep->ops->changed(ep->arg, ep);
 }
 
 int endpoint_try(struct endpoint *ep, struct error *err)
@@ -262,19 +285,36 @@ void endpoint_close(struct endpoint *ep)
 	uv_close((uv_handle_t *)&ep->retry, on_timer_closed);
 }
 
-void endpoint_yield(struct endpoint *ep, const struct rule_host *host)
+static bool is_in_the_way(const struct endpoint *ep, const struct rule_host *host)
 {
 	struct in6_addr ip;
 
-	if (!host->socket && ep->host.port == host->port && companion_address(ep, &ip) &&
-	    (address_equal(&ip, &host->ip) || IN6_IS_ADDR_UNSPECIFIED(&host->ip)))
-		door_close(&ep->companion);
+	if (host->socket || ep->host.port != host->port || !companion_address(ep, &ip))
+		return false;
+	return address_equal(&ip, &host->ip) || IN6_IS_ADDR_UNSPECIFIED(&host->ip) ||
+	       IN6_IS_ADDR_UNSPECIFIED(&ip);
+}
+
+void endpoint_yield(struct endpoint *ep, const struct rule_host *host)
+{
+	if (ep->state != ENDPOINT_OPEN || !is_in_the_way(ep, host))
+		return;
+	door_close(&ep->companion);
+	arm_timer(ep, ep->hub->limits.retry_max_ms);
+}
+
+void endpoint_regain(struct endpoint *ep, const struct rule_host *host)
+{
+	struct error err = ERROR_NONE;
+
+	if (ep->state == ENDPOINT_OPEN && is_in_the_way(ep, host))
+		complete(ep, &err);
 }
 
 /* --- the rest ---------------------------------------------------------------- */
 
 struct endpoint *endpoint_new(struct hub *hub, int proto, const struct rule_host *host,
-			      endpoint_changed_fn changed, void *arg)
+			      const struct endpoint_ops *ops, void *arg)
 {
 	struct endpoint *ep = xnew(struct endpoint);
 	char text[ADDRESS_TEXT_SIZE];
@@ -287,7 +327,7 @@ struct endpoint *endpoint_new(struct hub *hub, int proto, const struct rule_host
 	ep->address =
 		xstrdup(host->socket ? host->socket : address_text(&host->ip, host->port, text));
 	TAILQ_INIT(&ep->users);
-	ep->changed = changed;
+	ep->ops = ops;
 	ep->arg = arg;
 	hub_ref(hub);
 	uv_timer_init(&hub->loop->uv, &ep->retry);

@@ -11,8 +11,9 @@
  *	any ──close──▶ CLOSING (descriptors are closed already; handles follow)
  *
  * 127.0.0.1 brings a companion on ::1 (localhost is ::1 first for many
- * clients), 0.0.0.0 one on [::]; where that is missing or taken, silently not.
- * A companion yields to an endpoint that was asked for by a rule.
+ * clients), 0.0.0.0 one on [::]; where that is missing, silently not, and where it
+ * is taken, as soon as it is free: tried every 5 s. A companion yields to an
+ * endpoint that was asked for by a rule, and is back when that is closed.
  */
 #pragma once
 
@@ -42,13 +43,17 @@ TAILQ_HEAD(endpoint_users, endpoint_user);
 
 struct endpoint;
 
-/* Where it stands, after a change that was not asked for in the moment. */
-typedef void (*endpoint_changed_fn)(void *arg, struct endpoint *ep);
+struct endpoint_ops {
+	/* Where it stands, after a change that was not asked for in the moment. */
+	void (*changed)(void *arg, struct endpoint *ep);
+	/* Is there an endpoint for [::1]:@port or [::]:@port? Then no companion goes there. */
+	bool (*is_asked_for)(void *arg, int proto, uint16_t port);
+};
 
-/* @proto: IPPROTO_TCP or IPPROTO_UDP. @host: copied. */
+/* @proto: IPPROTO_TCP or IPPROTO_UDP. @host: copied. @ops: borrowed. */
 struct endpoint *endpoint_new(struct hub *hub, int proto, const struct rule_host *host,
-			      endpoint_changed_fn changed, void *arg);
-/* CLOSED to one of the next states; @changed is not called. */
+			      const struct endpoint_ops *ops, void *arg);
+/* CLOSED to one of the next states; changed() is not called. */
 void endpoint_open(struct endpoint *ep);
 /* CLOSED to OPEN, or it stays CLOSED and says why not. */
 int endpoint_try(struct endpoint *ep, struct error *err);
@@ -67,3 +72,5 @@ int endpoint_proto(const struct endpoint *ep);
 const struct rule_host *endpoint_host(const struct endpoint *ep);
 /* Gives up its companion if that is in the way of @host, same protocol. */
 void endpoint_yield(struct endpoint *ep, const struct rule_host *host);
+/* @host is free: it may have its companion, if it is without one. */
+void endpoint_regain(struct endpoint *ep, const struct rule_host *host);

@@ -176,6 +176,16 @@ static void on_endpoint_changed(void *arg, struct endpoint *ep)
 	wishes_tell(all);
 }
 
+static bool is_v6_asked_for(void *arg, int proto, uint16_t port)
+{
+	struct rule_host any = { .ip = in6addr_any, .port = port },
+			 loopback = { .ip = in6addr_loopback, .port = port };
+
+	return slot_find(arg, proto, &any) || slot_find(arg, proto, &loopback);
+}
+
+static const struct endpoint_ops endpoint_ops = { on_endpoint_changed, is_v6_asked_for };
+
 static bool is_full(const struct wishes *all)
 {
 	return all->slots.len >= all->hub->limits.max_listeners;
@@ -198,11 +208,13 @@ static struct slot *slot_get(struct wishes *all, int proto, const struct rule_ho
 
 	if (s || is_full(all))
 		return s;
-	return slot_new(all, endpoint_new(all->hub, proto, host, on_endpoint_changed, all));
+	return slot_new(all, endpoint_new(all->hub, proto, host, &endpoint_ops, all));
 }
 
-/* A rule's own [::1] or [::] comes before the companions of 127.0.0.1 and 0.0.0.0. */
-static void make_companions_yield(struct wishes *all, const struct endpoint *ep)
+/* Of the endpoints whose companion may be where @ep is: a rule's own IPv6 address
+ * comes before the companions of 127.0.0.1 and 0.0.0.0. */
+static void for_companions(struct wishes *all, const struct endpoint *ep,
+			   void (*fn)(struct endpoint *other, const struct rule_host *host))
 {
 	const struct rule_host *host = endpoint_host(ep);
 	struct rule_host other = { .port = host->port };
@@ -214,7 +226,7 @@ static void make_companions_yield(struct wishes *all, const struct endpoint *ep)
 		struct slot *s = slot_find(all, endpoint_proto(ep), &other);
 
 		if (s)
-			endpoint_yield(s->ep, host);
+			fn(s->ep, host);
 	}
 }
 
@@ -230,6 +242,7 @@ static void slot_close(struct wishes *all, struct slot *s)
 	table_remove(&all->slots, &s->link);
 	unchoose(all, s);
 	endpoint_close(s->ep);
+	for_companions(all, s->ep, endpoint_regain);
 	free(s);
 }
 
@@ -343,7 +356,7 @@ static struct slot *try_port(struct wishes *all, const struct wish *w, struct ru
 	if (!port || !may_have(all, w->rule, &host, why, sizeof(why)) ||
 	    slot_find(all, w->key.proto, &host))
 		return NULL;
-	ep = endpoint_new(all->hub, w->key.proto, &host, on_endpoint_changed, all);
+	ep = endpoint_new(all->hub, w->key.proto, &host, &endpoint_ops, all);
 	if (endpoint_try(ep, err) < 0) {
 		endpoint_close(ep);
 		return NULL;
@@ -616,7 +629,7 @@ static void slot_settle(struct wishes *all, struct slot *s)
 {
 	slot_promote(all, s);
 	if (endpoint_state(s->ep) == ENDPOINT_CLOSED) {
-		make_companions_yield(all, s->ep);
+		for_companions(all, s->ep, endpoint_yield);
 		endpoint_open(s->ep);
 	}
 	if (endpoint_state(s->ep) == ENDPOINT_OPEN)

@@ -422,6 +422,95 @@ static void test_ports_without_the_companion_when_it_is_taken(void **state)
 		close(other);
 }
 
+static bool v6_is_there(void *arg)
+{
+	return reachable("::1", *(uint16_t *)arg);
+}
+
+/* A dev server on the host's [::1] ends some time after the guest's port was opened. */
+static void test_ports_companion_comes_when_it_is_free(void **state)
+{
+	struct forward_limits limits = { .retry_max_ms = 50 };
+	static const int types[] = { SOCK_STREAM, SOCK_DGRAM };
+	struct fx fx;
+	char in;
+
+	if (!has_ipv6())
+		skip();
+	for (int i = 0; i < 2; i++) {
+		uint16_t port = fx_free_port();
+		int other = fx_bind(types[i], "::1", port), fd;
+
+		fx_start(&fx, NULL, 0, &limits);
+		fx_add(&fx, i ? IPPROTO_UDP : IPPROTO_TCP, "127.0.0.1", port);
+		assert_int_equal(fx_count_events(&fx, "forwarding"), 1);
+		fx_turn(&fx, 120);
+		close(other);
+		if (i)
+			fx_turn(&fx, 1000); /* a datagram waits for nobody */
+		else
+			assert_true(fx_until(&fx, v6_is_there, &port));
+		fd = fx_connect(types[i], "::1", port);
+		assert_int_equal(send(fd, "x", 1, 0), 1);
+		assert_int_equal(fx_receive(&fx, fd, &in, 1), 1);
+		close(fd);
+		assert_int_equal(fx.events.len, 1); /* nobody is told about a companion */
+		fx_stop(&fx);
+	}
+}
+
+/* … or a live rule that asked for it is removed. */
+static void test_ports_companion_comes_back_after_a_rule(void **state)
+{
+	uint16_t a = fx_free_port(), p = fx_free_port();
+	struct config_port_forward r;
+	struct error err = { 0 };
+	struct fx fx;
+	unsigned id;
+
+	if (!has_ipv6())
+		skip();
+	for (int i = 0; i < 2; i++) {
+		struct config_port_forward all = rule("127.0.0.1", p, i ? "0.0.0.0" : "127.0.0.1", p);
+
+		r = rule("127.0.0.1", a, "::1", p);
+		fx_start(&fx, &all, 1, NULL);
+		fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+		fx_add(&fx, IPPROTO_TCP, "127.0.0.1", a);
+		assert_int_equal(forward_add_rule(fx.forward, &r, &id, &err), 0);
+		assert_string_equal(newest(&fx), expect("forwarding tcp 127.0.0.1:%u [::1]:%u", a, p));
+		assert_true(reachable("::1", p));
+		fx_turn(&fx, 20);
+		assert_string_equal(fx.lane.last_addr, expect("127.0.0.1:%u", a));
+		assert_int_equal(forward_remove_rule(fx.forward, id, &err), 0);
+		assert_true(reachable("::1", p)); /* at once */
+		fx_turn(&fx, 20);
+		assert_string_equal(fx.lane.last_addr, expect("127.0.0.1:%u", p));
+		fx_stop(&fx);
+	}
+}
+
+/* Who asked for [::1] by name waits for it, and has it before any companion. */
+static void test_ports_companion_is_not_before_a_rule_that_waits(void **state)
+{
+	struct forward_limits limits = { .retry_min_ms = 60, .retry_max_ms = 20 };
+	uint16_t a = fx_free_port(), p = fx_free_port();
+	struct config_port_forward r = rule("127.0.0.1", a, "::1", p);
+	int other = fx_bind(SOCK_STREAM, "::1", p);
+	struct fx fx;
+
+	if (other < 0)
+		skip();
+	fx_start(&fx, &r, 1, &limits);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", a);
+	assert_true(fx_wait_event(&fx, "failed tcp"));
+	close(other);
+	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", p); /* shares 127.0.0.1: nothing is opened */
+	assert_true(fx_wait_event(&fx, expect("forwarding tcp 127.0.0.1:%u [::1]:%u", a, p)));
+	fx_stop(&fx);
+}
+
 static void test_ports_list_counts(void **state)
 {
 	uint16_t port = fx_free_port();
@@ -518,6 +607,9 @@ int main(void)
 		cmocka_unit_test(test_ports_host_addresses_of_rules),
 		cmocka_unit_test(test_ports_companion_yields_to_a_rule),
 		cmocka_unit_test(test_ports_without_the_companion_when_it_is_taken),
+		cmocka_unit_test(test_ports_companion_comes_when_it_is_free),
+		cmocka_unit_test(test_ports_companion_comes_back_after_a_rule),
+		cmocka_unit_test(test_ports_companion_is_not_before_a_rule_that_waits),
 		cmocka_unit_test(test_ports_list_counts),
 		cmocka_unit_test(test_ports_are_opened_and_closed_before_anything_is_told),
 		cmocka_unit_test(test_ports_events_are_bounded),
