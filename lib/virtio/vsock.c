@@ -182,8 +182,14 @@ void vsock_drop_all(struct vsock *v, const struct error *why)
 	vsock_schedule(v);
 }
 
-/* A driver that has just been loaded begins at 0; one that went on after a pause
- * (QMP stop, cont) where it was, and so do its connections. */
+/* A driver that has just been loaded begins at 0 in both rings; one that went on after
+ * a pause (QMP stop, cont) where it was, and so do its connections. (One ring is at 0
+ * again after each 65,536 chains; both, with connections, once in 2^32 pauses.) */
+static bool is_fresh(const struct vring *r)
+{
+	return r->avail_next == 0 && vring_used_idx(r) == 0;
+}
+
 static void on_started(void *arg, unsigned ring)
 {
 	struct vsock *v = arg;
@@ -191,7 +197,7 @@ static void on_started(void *arg, unsigned ring)
 
 	if (!v->rx->running || !v->tx->running)
 		return;
-	if (v->driver && v->tx->avail_next == 0 && vring_used_idx(v->tx) == 0) {
+	if (v->driver && is_fresh(v->rx) && is_fresh(v->tx)) {
 		error_set(&why, -ESTALE, "the guest's vsock driver started anew");
 		vsock_drop_all(v, &why);
 	}
