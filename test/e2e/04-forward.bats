@@ -260,13 +260,19 @@ restart_agent() {	# [VARIABLE=VALUE]: kill -9, and the next one with that in its
 
 @test "the host agent dies: the next start adopts the machine, and its forwards" {
 	local qemu
+	serve says-hello sh -c 'while rm -f /tmp/fwd-guest.sock; do echo hello | nc -lNU /tmp/fwd-guest.sock; done'
+	until_ok 20 guest_socket_answers
 	qemu=$(field "$INSTANCE" driverPID)
 	restart_agent
 	[[ $(field "$INSTANCE" driverPID) == "$qemu" ]]
 	lab_answers
 	[[ $(lane_of 20320) == vsock ]]
 	streams tcp 20320
+	until_ok 20 reverse_answers	# by the ssh connection of before
+	until_ok 20 guest_socket_answers
 }
+
+guest_socket_answers() { [[ $(socat -t 5 - "UNIX-CONNECT:$LIMA_HOME/guest.sock" </dev/null) == hello ]]; }
 
 @test "a reboot in the guest: forwards come back with the servers" {
 	local before
