@@ -92,10 +92,13 @@ struct relay_buffer *relay_get_buffer(struct relay *r)
 
 static int new_socket(int family)
 {
+	/* close() sends RST: tcp(7), socket(7). An end in order takes it back. */
+	static const struct linger at_once = { .l_onoff = 1, .l_linger = 0 };
 	int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
 
 	if (fd < 0)
 		return -errno;
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 	return fd;
 }

@@ -38,7 +38,17 @@ static void end_close(struct relay_end *e)
 	e->pending_len = 0;
 }
 
-static void close_both(struct relay_conn *c)
+/* A killed agent closes with RST, relay.c's new_socket(): half an upload must not look
+ * whole. An end in order takes that back. */
+static void close_server_in_order(struct relay_conn *c)
+{
+	struct linger off = { .l_onoff = 0 };
+
+	setsockopt(c->ends[RELAY_SERVER].fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
+	end_close(&c->ends[RELAY_SERVER]);
+}
+
+void relay_conn_reset(struct relay_conn *c)
 {
 	if (c->state == RELAY_DEAD)
 		return;
@@ -49,16 +59,6 @@ static void close_both(struct relay_conn *c)
 	 * the kernel sends SHUTDOWN with both flags (lib/virtio/vsock.h). */
 	end_close(&c->ends[RELAY_HOST]);
 	relay_bury(c);
-}
-
-void relay_conn_reset(struct relay_conn *c)
-{
-	struct linger at_once = { .l_onoff = 1 };	/* close() sends RST: tcp(7), socket(7) */
-
-	if (c->ends[RELAY_SERVER].fd >= 0)
-		setsockopt(c->ends[RELAY_SERVER].fd, SOL_SOCKET, SO_LINGER, &at_once,
-			   sizeof(at_once));
-	close_both(c);
 }
 
 /* --- writing ---------------------------------------------------------------- */
@@ -211,7 +211,7 @@ static void refuse(struct relay_conn *c, int code)
 
 	/* 8 bytes, the first ones: there is room, or the host does not want them. */
 	(void)!send(c->ends[RELAY_HOST].fd, &reply, sizeof(reply), MSG_NOSIGNAL | MSG_DONTWAIT);
-	close_both(c);
+	relay_conn_reset(c);
 }
 
 static void on_connected(struct relay_conn *c)
@@ -392,7 +392,7 @@ static size_t take_hello(struct relay_conn *c, uint8_t *data, size_t len)
 		return used;
 	used += unframe(c, data + used, len - used, &first);
 	if (!hello_is_good(&c->hello) || first.bad) {
-		close_both(c);
+		relay_conn_reset(c);
 		return len;
 	}
 	c->ends[RELAY_HOST].eof = first.end;
@@ -509,7 +509,7 @@ static void finish(struct relay_conn *c)
 {
 	struct relay_end *host = &c->ends[RELAY_HOST];
 
-	end_close(&c->ends[RELAY_SERVER]);
+	close_server_in_order(c);
 	c->ends[RELAY_SERVER] = (struct relay_end){ .fd = -1 };
 	host->eof = host->shut = c->done = false;
 	c->hello_len = c->dialled = 0;
@@ -638,7 +638,7 @@ void relay_conn_event(struct relay_conn *c, enum relay_side side, uint32_t event
 void relay_conn_timeout(struct relay_conn *c)
 {
 	switch (c->wait) {
-	case RELAY_WAIT_HELLO: close_both(c); break;
+	case RELAY_WAIT_HELLO: relay_conn_reset(c); break;
 	case RELAY_WAIT_CONNECT: refuse(c, ETIMEDOUT); break;
 	case RELAY_WAIT_REPLY: send_reply(c); break;
 	default: assert(0);

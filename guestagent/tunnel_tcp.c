@@ -64,6 +64,18 @@ static void on_watch_closed(uv_handle_t *h)
 	on_handle_closed(h);
 }
 
+/* How close() ends it; of a killed agent, too. By hand: uv_tcp_close_reset() refuses
+ * while a shutdown is pending. */
+static void set_reset_at_close(struct tcp *t, bool on)
+{
+	struct linger now = { .l_onoff = on, .l_linger = 0 };
+	int fd;
+
+	if (uv_fileno((uv_handle_t *)&t->sock, &fd) == 0)
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+}
+
+/* With a reset, unless that was taken back. */
 static void tcp_close(struct tcp *t)
 {
 	if (t->closing)
@@ -76,20 +88,9 @@ static void tcp_close(struct tcp *t)
 		uv_close((uv_handle_t *)&t->watch, on_watch_closed);
 }
 
-/* By hand: uv_tcp_close_reset() refuses while a shutdown is pending. */
-static void tcp_reset(struct tcp *t)
-{
-	struct linger now = { .l_onoff = 1, .l_linger = 0 };
-	int fd;
-
-	if (!t->closing && t->connected && uv_fileno((uv_handle_t *)&t->sock, &fd) == 0)
-		setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
-	tcp_close(t);
-}
-
 static void on_abort(struct tunnel *base)
 {
-	tcp_reset(container_of(base, struct tcp, base));
+	tcp_close(container_of(base, struct tcp, base));
 }
 
 /* The guest's socket failed: so does the host's. */
@@ -99,13 +100,15 @@ static void tcp_fail(struct tcp *t, int code)
 		return;
 	if (t->stream)
 		guest_stream_reset(steal_ptr(&t->stream), code);
-	tcp_reset(t);
+	tcp_close(t);
 }
 
 static void close_if_drained(struct tcp *t)
 {
-	if (!t->stream && t->writes == 0 && !t->shutting)
-		tcp_close(t);
+	if (t->stream || t->writes > 0 || t->shutting || t->closing)
+		return;
+	set_reset_at_close(t, false);
+	tcp_close(t);
 }
 
 /* --- a reset behind the server's end --------------------------------------- */
@@ -273,7 +276,7 @@ static void on_stream_closed(void *arg, const struct error *why)
 	if (t->closing)
 		return;
 	if (why->code != 0 || !t->connected) {
-		tcp_reset(t);
+		tcp_close(t);
 		return;
 	}
 	uv_read_stop((uv_stream_t *)&t->sock);
@@ -323,6 +326,7 @@ static void on_connected(uv_connect_t *req, int status)
 	}
 	t->connected = true;
 	uv_timer_stop(&t->timer);
+	set_reset_at_close(t, true);
 	uv_tcp_nodelay(&t->sock, 1);
 	uv_tcp_keepalive(&t->sock, 1, KEEPALIVE_S);
 	guest_stream_opened(t->stream);

@@ -78,17 +78,17 @@ static void stop_watching(struct side *s)
 /* The client's descriptor is its owner's again; the guest's side is closed. */
 static void conn_free(struct lane_conn *c, bool reset)
 {
-	static const struct linger at_once = { .l_onoff = 1, .l_linger = 0 };
+	const struct linger at_once = { .l_onoff = reset, .l_linger = 0 };
 	struct side *guest = &c->side[GUEST];
 
 	c->finished = true;
 	TAILQ_REMOVE(&c->set->conns, c, next);
 	stop_watching(&c->side[CLIENT]);
 	stop_watching(guest);
-	if (reset && guest->fd >= 0) /* fails on a unix socket */
+	if (guest->fd >= 0) {
 		setsockopt(guest->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
-	if (guest->fd >= 0)
 		close(guest->fd);
+	}
 	uv_close((uv_handle_t *)&c->timer, on_handle_closed);
 	conn_unref(c);
 }
@@ -329,11 +329,14 @@ int lane_socket_relay(struct lane_sockets *set, const struct lane_socket_options
 		      const struct lane_relay *relay, struct lane_conn **ret, struct error *err)
 {
 	int fd = socket(opts->address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	/* who is killed closes with RST, as tcp_listener.c has it */
+	static const struct linger at_once = { .l_onoff = 1, .l_linger = 0 };
 	int on = 1;
 	struct lane_conn *c;
 
 	if (fd < 0)
 		return error_sys(err, -errno, "socket");
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* fails on a unix socket */
 	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 	c = xnew(struct lane_conn);

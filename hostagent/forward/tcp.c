@@ -156,16 +156,16 @@ static void conn_set_state(struct tcp_conn *c, enum tcp_state state)
 /* The lane has nothing of it any more. */
 static void conn_free(struct tcp_conn *c, bool reset)
 {
-	/* close() with a zero linger time sends RST (tcp(7), socket(7)) */
-	static const struct linger at_once = { .l_onoff = 1, .l_linger = 0 };
+	/* close() with a zero linger time sends RST (tcp(7), socket(7)). The listener's
+	 * clients have it from the start, tcp_listener.c. */
+	const struct linger at_once = { .l_onoff = reset, .l_linger = 0 };
 
 	queue_leave(c);
 	TAILQ_REMOVE(&c->set->conns, c, in_set);
 	c->set->n_conns--;
 	c->target->connections_now--;
 	target_unref(c->target);
-	if (reset) /* fails on a unix socket, which has no such thing */
-		setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 	close(c->fd);
 	free(c);
 }

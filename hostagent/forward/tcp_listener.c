@@ -94,9 +94,13 @@ static void set_options(int fd)
 		{ IPPROTO_TCP, TCP_KEEPINTVL, TCP_KEEPALIVE_EVERY_S },
 		{ IPPROTO_TCP, TCP_NODELAY, 1 }, /* small answers go out at once */
 	};
+	/* Who is killed closes with RST: half a download must not look whole. An end in
+	 * order takes it away (tcp.c). */
+	static const struct linger at_once = { .l_onoff = 1, .l_linger = 0 };
 
 	for (size_t i = 0; i < ARRAY_SIZE(options); i++)
 		setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 }
 
 int tcp_listener_new(struct hub *hub, int fd, target_pick_fn pick, void *arg,

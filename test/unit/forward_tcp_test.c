@@ -2,15 +2,18 @@
 #include <errno.h>
 #include <poll.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -154,6 +157,11 @@ static void send_after_guest_fin(void *arg)
 		close(fd);
 }
 
+static void list_connections(void *arg, const struct forward_row *row)
+{
+	*(unsigned *)arg += (unsigned)row->connections_now;
+}
+
 static bool no_connection(void *arg)
 {
 	return ((struct fx *)arg)->lane.now == 0;
@@ -173,6 +181,73 @@ static void test_tcp_half_close_by_the_guest_first(void **state)
 	assert_int_equal(fx.lane.bytes_in, 2000000); /* not one byte after our FIN was lost */
 	assert_int_equal(fx.lane.resets, 0);
 	fx_stop(&fx);
+}
+
+static bool one_came_and_went(void *arg)
+{
+	return ((struct fx *)arg)->lane.opens == 1 && no_connection(arg);
+}
+
+/* All was sent and both ends are closed here, while the client has read nothing. */
+static void test_tcp_what_the_kernel_holds_at_the_end_arrives(void **state)
+{
+	struct fx fx;
+	struct call c = { .port = start(&fx, MOCK_SOURCE, NULL), .matched = true };
+	unsigned now = 1;
+	int fd;
+
+	fx.lane.source_bytes = 400000;
+	fd = fx_connect(SOCK_STREAM, "127.0.0.1", c.port);
+	assert_true(fd >= 0);
+	shutdown(fd, SHUT_WR);
+	assert_true(fx_until(&fx, one_came_and_went, &fx));
+	while (now > 0) {
+		now = 0;
+		fx_turn(&fx, 1);
+		forward_list(fx.forward, list_connections, &now);
+	}
+	assert_int_equal(receive(fd, &c, 0), 0);
+	assert_int_equal(c.got_bytes, 400000);
+	close(fd);
+	fx_stop(&fx);
+}
+
+/* A host agent in a process of its own, which never returns. */
+static void be_killed(int tell_fd)
+{
+	struct fx fx;
+	uint16_t port;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	port = start(&fx, MOCK_ECHO, NULL);
+	if (write(tell_fd, &port, sizeof(port)) != sizeof(port))
+		_exit(1);
+	for (;;)
+		fx_turn(&fx, 1000);
+}
+
+/* Half a download must not look whole. */
+static void test_tcp_killed_agent_resets_its_clients(void **state)
+{
+	struct call c = { .matched = true };
+	uint16_t port;
+	int tell[2], fd;
+	pid_t pid;
+
+	assert_int_equal(pipe(tell), 0);
+	pid = fork();
+	if (pid == 0)
+		be_killed(tell[1]);
+	close(tell[1]);
+	assert_int_equal(read(tell[0], &port, sizeof(port)), sizeof(port));
+	close(tell[0]);
+	fd = fx_connect(SOCK_STREAM, "127.0.0.1", port);
+	assert_int_equal(send_all(fd, 1000), 0);
+	assert_int_equal(receive(fd, &c, 1000), 0);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	assert_int_equal(receive(fd, &c, 0), -ECONNRESET);
+	close(fd);
 }
 
 static void test_tcp_bulk_echo_arrives_whole(void **state)
@@ -657,6 +732,8 @@ int main(void)
 		cmocka_unit_test(test_tcp_echo_and_half_close_by_the_client_first),
 		cmocka_unit_test(test_tcp_answer_that_comes_after_the_clients_fin),
 		cmocka_unit_test(test_tcp_half_close_by_the_guest_first),
+		cmocka_unit_test(test_tcp_what_the_kernel_holds_at_the_end_arrives),
+		cmocka_unit_test(test_tcp_killed_agent_resets_its_clients),
 		cmocka_unit_test(test_tcp_bulk_echo_arrives_whole),
 		cmocka_unit_test(test_tcp_refused_is_a_reset_and_never_an_empty_answer),
 		cmocka_unit_test(test_tcp_reset_by_the_guest),

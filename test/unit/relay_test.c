@@ -9,11 +9,14 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "lib/base/mem.h"
@@ -135,6 +138,68 @@ static void test_relay_server_ends_first(void **state)
 }
 
 /* What is read by looking at it first comes once and in order, whatever its size. */
+/* An agent in a process of its own, which relays a few bytes and never returns. */
+static void be_killed(const struct server *s)
+{
+	struct relay *r = relay_start(0);
+	struct relay_hello h = hello_to(s);
+	int host = host_connect(r);
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	send_all(host, &h, sizeof(h));
+	host_say(host, "half a tran", 11);
+	for (;;)
+		pause();
+}
+
+/* Half an upload must not look whole. */
+static void test_relay_killed_resets_its_servers(void **state)
+{
+	struct server s = server_start(AF_INET);
+	char byte;
+	pid_t pid = fork();
+	int conn;
+
+	if (pid == 0)
+		be_killed(&s);
+	conn = server_accept(&s);
+	expect(conn, "half a tran");
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	assert_int_equal(recv_upto(conn, &byte, 1), -ECONNRESET);
+	close(conn);
+	close(s.fd);
+}
+
+/* Both have ended and the relay serves another, while the server has read nothing. */
+static void test_relay_what_the_kernel_holds_at_the_end_arrives(void **state)
+{
+	enum { SIZE = 400000 };
+	struct relay *r = relay_start(0);
+	struct server s = server_start(AF_INET);
+	struct relay_hello h = hello_to(&s);
+	uint8_t *data = xcalloc(1, SIZE);
+	int host, conn = connect_through(r, &s, &host), next;
+
+	shutdown(conn, SHUT_WR);
+	expect_reply(host, 0);
+	host_expect_mark(host, 0);
+	host_say(host, data, SIZE);
+	host_end(host);
+	host_expect_mark(host, RELAY_FRAME_DONE);
+	send_all(host, &h, sizeof(h));
+	next = server_accept(&s);
+	expect_reply(host, 0);
+	assert_int_equal(recv_upto(conn, data, SIZE), SIZE);
+	expect_end(conn);
+	close(conn);
+	close(next);
+	close(host);
+	free(data);
+	relay_stop(r);
+	close(s.fd);
+}
+
 static void test_relay_small_and_large_messages(void **state)
 {
 	static const size_t sizes[] = { 1, 7, 2047, 2048, 2049, 1, 1, 4096, 300000, 5, 2048, 2048,
@@ -680,6 +745,8 @@ int main(void)
 		cmocka_unit_test(test_relay_reply_does_not_wait_for_a_silent_server),
 		cmocka_unit_test(test_relay_host_ends_first),
 		cmocka_unit_test(test_relay_server_ends_first),
+		cmocka_unit_test(test_relay_killed_resets_its_servers),
+		cmocka_unit_test(test_relay_what_the_kernel_holds_at_the_end_arrives),
 		cmocka_unit_test(test_relay_small_and_large_messages),
 		cmocka_unit_test(test_relay_server_resets),
 		cmocka_unit_test(test_relay_server_has_closed),

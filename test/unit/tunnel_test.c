@@ -8,8 +8,12 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "guestagent/dial.h"
 #include "guestagent/tunnel.h"
@@ -261,6 +265,73 @@ static void test_tcp_host_reset_and_lost_link(void **state)
 	}
 }
 
+/* An agent in a process of its own, which opens a tunnel, sends and never returns. */
+static void be_killed(const char *addr)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	fixture_start(&f);
+	tunnels_open(f.tunnels, &s, IPPROTO_TCP, addr);
+	while (!s.opened)
+		uv_run(&f.loop.uv, UV_RUN_ONCE);
+	s.cb.data(s.cb.arg, (const uint8_t *)"half a tran", 11);
+	for (;;)
+		uv_run(&f.loop.uv, UV_RUN_ONCE);
+}
+
+/* Half an upload must not look whole. */
+static void test_tcp_killed_agent_resets_its_servers(void **state)
+{
+	char addr[64], got[16];
+	scoped_fd int l = server_socket(SOCK_STREAM, addr);
+	scoped_fd int fd = -1;
+	struct pollfd p = { .fd = l, .events = POLLIN };
+	pid_t pid = fork();
+
+	if (pid == 0)
+		be_killed(addr);
+	assert_int_equal(poll(&p, 1, DEADLINE_MS), 1);
+	fd = accept(l, NULL, NULL);
+	assert_int_equal(recv(fd, got, sizeof(got), 0), 11);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	assert_int_equal(recv(fd, got, sizeof(got), 0), -1);
+	assert_int_equal(errno, ECONNRESET);
+}
+
+/* All was taken from the host, and the tunnel is gone, while the server has read
+ * nothing. */
+static void test_tcp_what_the_kernel_holds_at_the_end_arrives(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	size_t sent = 0, got = 0;
+	uint8_t block[10000] = { 0 };
+	scoped_fd int fd = -1;
+	ssize_t n;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	shutdown(fd, SHUT_WR);
+	wait_for(&f, s.eof);
+	for (; sent < 40 * sizeof(block) && !s.paused; sent += sizeof(block))
+		from_host(&s, block, sizeof(block));
+	wait_for(&f, !s.paused);
+	s.cb.eof(s.cb.arg);
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	wait_for(&f, ({
+		while ((n = recv(fd, block, sizeof(block), 0)) > 0)
+			got += (size_t)n;
+		n == 0 || errno != EAGAIN;
+	}));
+	assert_int_equal(n, 0);
+	assert_int_equal(got, sent);
+	fixture_stop(&f);
+}
+
 static void test_tcp_guest_resets(void **state)
 {
 	struct fixture f;
@@ -478,8 +549,11 @@ static void test_tcp_wildcard(void **state)
  * a guest without IPv6. */
 static void add_unreachable(void *arg, int proto, struct dial *d)
 {
-	d->addrs[1] = d->addrs[0];
-	assert_int_equal(dial_parse("255.255.255.255:9", d), 0);
+	struct dial away;
+
+	assert_int_equal(dial_parse("255.255.255.255:9", &away), 0);
+	d->addrs[1] = d->addrs[0];	/* dial_parse() into it would take this away */
+	d->addrs[0] = away.addrs[0];
 	d->len = 2;
 }
 
@@ -647,6 +721,8 @@ int main(void)
 		cmocka_unit_test(test_tcp_guest_half_closes_first),
 		cmocka_unit_test(test_tcp_rest_is_delivered_after_the_end),
 		cmocka_unit_test(test_tcp_host_reset_and_lost_link),
+		cmocka_unit_test(test_tcp_killed_agent_resets_its_servers),
+		cmocka_unit_test(test_tcp_what_the_kernel_holds_at_the_end_arrives),
 		cmocka_unit_test(test_tcp_guest_resets),
 		cmocka_unit_test(test_tcp_guest_resets_after_its_end),
 		cmocka_unit_test(test_tcp_guest_resets_after_the_hosts_end),
