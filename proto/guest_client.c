@@ -24,6 +24,7 @@ enum {
 	 * all that is open ends with the connection. */
 	PATIENCE_MS = 90 * 1000,
 	SYNC_TIME_MS = 5000,
+	EVENTS_AGAIN_MS = 10 * 1000,	/* asked for anew because one was missing, at most */
 };
 
 static const char *const feature_names[] = { "snapshot", "tunnel-kinds", "boot-progress",
@@ -122,6 +123,15 @@ static void on_link_closed(void *arg)
 	client_check_done(c);
 }
 
+static void free_events_call(struct client_events *e)
+{
+	grpc_call_unref(steal_ptr(&e->call));
+	grpc_byte_buffer_destroy(e->request);
+	grpc_metadata_array_destroy(&e->initial);
+	grpc_metadata_array_destroy(&e->trailing);
+	grpc_slice_unref(e->status_text);
+}
+
 void client_check_done(struct guest_client *c)
 {
 	void (*closed)(void *arg) = c->closed;
@@ -134,13 +144,8 @@ void client_check_done(struct guest_client *c)
 		if (c->unary[i])
 			return;
 	}
-	if (c->events.call) {
-		grpc_call_unref(c->events.call);
-		grpc_byte_buffer_destroy(c->events.request);
-		grpc_metadata_array_destroy(&c->events.initial);
-		grpc_metadata_array_destroy(&c->events.trailing);
-		grpc_slice_unref(c->events.status_text);
-	}
+	if (c->events.call)
+		free_events_call(&c->events);
 	if (c->channel)
 		grpc_channel_destroy(c->channel);	/* closes the descriptor */
 	free(c);
@@ -167,12 +172,20 @@ void guest_client_close(struct guest_client *c, void (*closed)(void *arg), void 
 
 /* --- events --------------------------------------------------------------- */
 
+static void start_events(struct guest_client *c);
+
 static void on_events_over(struct rpc_tag *tag, bool ok)
 {
 	struct guest_client *c = container_of(tag, struct guest_client, events.whole_tag);
 	struct error err = { 0 };
 	char text[STATUS_TEXT_MAX];
 
+	if (c->state == CLIENT_READY && c->events.again &&
+	    c->events.status == GRPC_STATUS_CANCELLED) {
+		free_events_call(&c->events);
+		start_events(c);
+		return;
+	}
 	rpc_slice_text(c->events.status_text, text, sizeof(text));
 	if (status_set_error(&err, c->events.status, text) == 0)
 		error_set(&err, -ENOTCONN, "the guest agent ended the event stream");
@@ -186,6 +199,39 @@ static void receive_event(struct guest_client *c)
 
 	op.data.recv_message.recv_message = &c->events.received;
 	rpc_start(c->rpc, c->events.call, &op, 1, &c->events.recv_tag);
+}
+
+/* An event was left out. All there is comes first when events are asked for anew. */
+static void ask_for_events_again(struct guest_client *c, const Event *event)
+{
+	struct client_events *e = &c->events;
+	uint64_t now_ms = clock_mono_ms();
+	struct error why = { 0 };
+
+	if (e->again_ms && now_ms - e->again_ms < EVENTS_AGAIN_MS) {
+		error_set(&why, -EPROTO, "the guest agent leaves out events again and again");
+		lose(c, &why);
+		return;
+	}
+	log_warn_limited("guest agent: event %llu came after %llu, asking for all there is",
+			 (unsigned long long)event->revision, (unsigned long long)e->revision);
+	e->again = true;
+	e->again_ms = now_ms;
+	grpc_call_cancel(e->call, NULL);
+}
+
+static void take_event(struct guest_client *c, Event *event)
+{
+	struct client_events *e = &c->events;
+
+	/* Lima's agent does not count: 0 */
+	if (!event->snapshot && event->revision && event->revision != e->revision + 1) {
+		ask_for_events_again(c, event);
+		return;
+	}
+	e->revision = event->revision;
+	message_clean_event(event);
+	c->cb.event(c->cb.arg, event);
 }
 
 static void on_event(struct rpc_tag *tag, bool ok)
@@ -203,13 +249,12 @@ static void on_event(struct rpc_tag *tag, bool ok)
 	event = c->state == CLIENT_READY ? message_unpack(&event__descriptor, bb, &err) : NULL;
 	grpc_byte_buffer_destroy(bb);
 	if (event) {
-		message_clean_event(event);
-		c->cb.event(c->cb.arg, event);
+		take_event(c, event);
 		event__free_unpacked(event, NULL);
 	} else if (err.code) {
 		lose(c, &err);
 	}
-	if (c->state == CLIENT_READY)
+	if (c->state == CLIENT_READY && !c->events.again)
 		receive_event(c);
 	client_check_done(c);
 }
@@ -226,6 +271,7 @@ static void start_events(struct guest_client *c)
 		{ .op = GRPC_OP_RECV_STATUS_ON_CLIENT },
 	};
 
+	e->again = false;
 	grpc_metadata_array_init(&e->initial);
 	grpc_metadata_array_init(&e->trailing);
 	e->status_text = grpc_empty_slice();

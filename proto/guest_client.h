@@ -34,7 +34,8 @@ struct guest_client_callbacks {
 	/* Port and boot events, one by one, validated: protocol is "tcp" or
 	 * "udp", ip parses, port 1..65535; entries that fail this were dropped
 	 * and logged (limited). With a Lima agent the first event is given
-	 * snapshot = true if it is a full list. event->relay_vsock_port, when not
+	 * snapshot = true if it is a full list. An event left out by the agent is
+	 * made up for by another snapshot. event->relay_vsock_port, when not
 	 * 0: ... and here, where it is told when the relay came up later. */
 	void (*event)(void *arg, const Event *event);
 	/* The connection is no more; last callback. Not called after close(). */

@@ -24,6 +24,9 @@ struct client_events {
 	grpc_metadata_array initial, trailing;
 	grpc_status_code status;
 	grpc_slice status_text;
+	uint64_t revision;	/* of the last event; 0: the peer does not count */
+	bool again;		/* the call is being ended, to make it once more */
+	uint64_t again_ms;	/* when that was last done, 0: never */
 };
 
 struct guest_client {	/* owner: the caller of new until close, then itself until all

@@ -150,6 +150,51 @@ static void test_events_overflow_gives_a_snapshot(void **state)
 	assert_true(w->events < 2000);
 }
 
+/* An agent that leaves an event out: asked for all there is, over the same link. */
+static void test_events_gap_gives_a_snapshot(void **state)
+{
+	struct world *w = *state;
+	Event snapshot = EVENT__INIT;
+
+	snapshot.snapshot = true;
+	w->snapshot = &snapshot;
+	w->on_event = follow_revisions;
+	expected_revision = 0;
+	gap = false;
+	world_connect(w);
+	publish_port(w, 1, 80);
+	WORLD_WAIT(w, w->last_revision == 1);
+	snapshot.revision = 3;
+	publish_port(w, 3, 82);
+	publish_port(w, 4, 83);
+	snapshot.revision = 4;
+	WORLD_WAIT(w, w->last_revision == 4);
+	assert_int_equal(w->snapshots, 2);
+	publish_port(w, 5, 84);
+	WORLD_WAIT(w, w->last_revision == 5);
+	assert_int_equal(w->snapshots, 2);
+	assert_false(gap);
+	assert_false(w->lost);
+}
+
+/* One whose events never add up keeps nobody busy. */
+static void test_events_gap_after_gap_loses_the_link(void **state)
+{
+	struct world *w = *state;
+	uint64_t revision = 1;
+
+	world_connect(w);
+	while (!w->lost) {
+		unsigned snapshots = w->snapshots;
+
+		revision += 2;
+		publish_port(w, revision, 80);
+		WORLD_WAIT(w, w->lost || w->snapshots > snapshots);
+	}
+	assert_int_equal(w->lost_why.code, -EPROTO);
+	assert_true(w->snapshots <= 3);
+}
+
 static void test_events_nothing_lost_over_reconnects(void **state)
 {
 	struct world *w = *state;
@@ -463,6 +508,8 @@ int main(void)
 		T(test_client_close_ends_calls_under_way),
 		T(test_events_snapshot_then_all_in_order),
 		T(test_events_overflow_gives_a_snapshot),
+		T(test_events_gap_gives_a_snapshot),
+		T(test_events_gap_after_gap_loses_the_link),
 		T(test_events_nothing_lost_over_reconnects),
 		T(test_events_two_listeners),
 		T(test_events_bad_entries_are_dropped),
