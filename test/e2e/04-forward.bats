@@ -40,11 +40,14 @@ servers() {	# all listeners of the table, in the guest
 @test "every listener is where the rules say, and nowhere else" {
 	servers
 	table check "$LIMA_HOME" "$BUSY"
+	# nc connected its socket to the first client: a server all the same
+	limactl port list "$INSTANCE" | grep -q "^udp .*:20124 .* forwarding "
 }
 
 @test "when the servers end, their ports are refused on the host" {
 	in_guest kill "$(cat "$LIMA_HOME/servers.pid")"
 	table closed "$LIMA_HOME" "$BUSY"
+	net udp-refused 127.0.0.1 21295		# static
 }
 
 @test "a socket of the host's is reached from the guest" {
@@ -105,7 +108,10 @@ streams_idle() {	# until it is sent SIGUSR1
 		[ "$relay" = "$vsock" ] || { echo "relay on $relay, vsock on $vsock" >&2; exit 1; }'
 }
 
-@test "vsock: half-closes, resets, slow readers, silence" { streams tcp 20320; }
+@test "vsock: half-closes, resets, slow readers, silence" {
+	streams tcp 20320
+	streams reset-after-server-end 20320
+}
 @test "gRPC: half-closes, resets, slow readers, silence" {
 	streams tcp 20321
 	streams reset-after-server-end 20321
@@ -205,6 +211,7 @@ says_hello() { [[ $(net tcp "$1" "$2" hello 2>/dev/null) == "5 bytes: hello" ]];
 	local qemu
 	qemu=$(field "$INSTANCE" driverPID)
 	streams pause 20320 "$qemu"
+	streams pause 20321 "$qemu"
 	lab_answers
 }
 

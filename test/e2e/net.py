@@ -5,6 +5,7 @@
   net.py tcp HOST PORT TEXT         send TEXT, half-close, print the reply
   net.py refused HOST PORT          succeed if connecting is refused or reset
   net.py udp HOST PORT TEXT         send a datagram, print the answer
+  net.py udp-refused HOST PORT      succeed when one of many datagrams is refused
   net.py serve-tcp HOST PORT        answer "N bytes: <data>" once the client half-closed
   net.py serve-udp HOST PORT        answer each datagram with "echo " + it
 """
@@ -49,6 +50,22 @@ def udp(host, port, text):
         s.connect((host, int(port)))
         s.send(text.encode())
         print(s.recv(65536).decode())
+
+
+def udp_refused(host, port):
+    """The one that finds out is lost, as the host's kernel refuses only later ones."""
+    with socket.socket(family(host), socket.SOCK_DGRAM) as s:
+        s.settimeout(0.1)
+        s.connect((host, int(port)))
+        for _ in range(100):
+            try:
+                s.send(b"anybody?")
+                s.recv(100)
+            except TimeoutError:
+                pass
+            except ConnectionRefusedError:
+                return
+    sys.exit("never refused")
 
 
 def serve_tcp(host, port):

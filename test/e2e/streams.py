@@ -401,7 +401,7 @@ def tcp(port):
 
 
 def ready(*ports):
-    """Returns when a server answers behind each."""
+    """Returns when a server answers behind each, on TCP and UDP."""
     end = time.monotonic() + DEADLINE
     for port in ports:
         while True:
@@ -414,6 +414,15 @@ def ready(*ports):
             if time.monotonic() > end:
                 sys.exit(f"nobody answers at {port}")
             time.sleep(0.05)
+        with udp_socket(port) as s:
+            while True:
+                try:
+                    if udp_ask(s, b"ready?") == b"ready?":
+                        break
+                except ConnectionRefusedError:
+                    time.sleep(0.05)
+                if time.monotonic() > end:
+                    sys.exit(f"nobody answers datagrams at {port}")
 
 
 def pause(port, pid):
