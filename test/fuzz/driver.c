@@ -290,7 +290,7 @@ static time_t mono_s(void)
 {
 	struct timespec t;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(CLOCK_BOOTTIME, &t);	/* a target may have others of its own */
 	return t.tv_sec;
 }
 

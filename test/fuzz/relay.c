@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,7 @@ static struct server servers[SERVERS];
 static unsigned next_server;
 static int listeners[2];	/* a server, and one that accepts nobody */
 static struct sockaddr_in addresses[2];
+static int slow_fd = -1;	/* the relay's last one to PORT_FULL; by now something else, perhaps */
 static uint64_t now_ms;
 static bool in_disorder;	/* a host said something raw: bytes are anybody's */
 static uint8_t block[1 << 16], numbers[sizeof(block) + 256];	/* 0, 1, … 255, 0, … */
@@ -74,6 +76,8 @@ int __wrap_connect(int fd, const struct sockaddr *sa, socklen_t len)
 		errno = EADDRNOTAVAIL;
 		return -1;
 	}
+	if (port == PORT_FULL)
+		slow_fd = fd;
 	sa = (const struct sockaddr *)&addresses[port - PORT_SERVER];
 	return __real_connect(fd, sa, sizeof(addresses[0]));
 }
@@ -325,6 +329,24 @@ static void step_server(struct fuzz_input *in)
 		server_says(s, what == 5 ? len * 256 : len);
 }
 
+/* A connect() that took time succeeds, or fails. */
+static void step_connected(struct fuzz_input *in)
+{
+	struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
+	socklen_t len = sizeof(struct tcp_info), size = sizeof(int);
+	struct tcp_info info;
+	int code;
+
+	if (getsockopt(slow_fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0 ||
+	    info.tcpi_state != TCP_SYN_SENT || __real_connect(slow_fd, &nowhere, sizeof(nowhere)) < 0)
+		return;
+	if (fuzz_take(in) & 1)
+		return;		/* ECONNRESET, Linux says */
+	getsockopt(slow_fd, SOL_SOCKET, SO_ERROR, &code, &size);
+	if (__real_connect(slow_fd, (struct sockaddr *)&addresses[0], sizeof(addresses[0])) < 0)
+		return;
+}
+
 static void step_turn(struct fuzz_input *in)
 {
 	for (unsigned n = 1 + (fuzz_take(in) & 7); n > 0; n--)
@@ -340,7 +362,8 @@ static void step_time(struct fuzz_input *in)
 }
 
 static void (*const steps[])(struct fuzz_input *in) = { step_hello, step_frame,  step_raw,  step_send,
-							step_host,  step_server, step_turn, step_time };
+							step_host,  step_server, step_turn, step_time,
+							step_connected };
 
 /* --- an input ------------------------------------------------------------------- */
 
@@ -399,7 +422,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
 static void add_seeds(void)
 {
-	enum { HELLO, FRAME, RAW, SEND, HOST, SERVER, TURN, TIME };	/* as in steps */
+	enum { HELLO, FRAME, RAW, SEND, HOST, SERVER, TURN, TIME, CONNECTED };	/* as in steps */
 	static const uint8_t seeds[][96] = {
 		/* a question, an answer, both ends, and the next client */
 		{ HELLO, 0, 0, FRAME, 0, 0, 8, SEND, 0, 255, TURN, 2, SERVER, 0, 0, 0, SERVER, 0, 3, 1,
@@ -424,6 +447,11 @@ static void add_seeds(void)
 		/* the host goes: while connecting, and with frames under way */
 		{ HELLO, 0, 1, FRAME, 0, 0, 9, SEND, 0, 255, TURN, 1, HOST, 0, 1, TURN, 1, HELLO, 1, 0, FRAME, 1, 1, 99,
 		  SEND, 1, 255, TURN, 1, HOST, 1, 2, TURN, 2, SERVER, 0, 0, 0, SERVER, 0, 3, 1 },
+		/* a slow connect, with bytes behind the hello and without; one that fails */
+		{ HELLO, 0, 1, SEND, 0, 255, TURN, 1, CONNECTED, 0, TURN, 1, SERVER, 0, 0, 0, SERVER, 0, 6, 9, TURN, 1,
+		  HOST, 0, 3, HELLO, 1, 1, FRAME, 1, 0, 9, SEND, 1, 255, TURN, 1, CONNECTED, 0, TURN, 1, SERVER, 1, 0, 0,
+		  TURN, 1, SERVER, 1, 3, 1, HOST, 0, 1, TURN, 1, HOST, 0, 0, HELLO, 0, 1, SEND, 0, 255, TURN, 1,
+		  CONNECTED, 1, TURN, 1, HOST, 0, 3 },
 		/* more than there may be */
 		{ HOST, 0, 0, HOST, 1, 0, HOST, 2, 0, HOST, 0, 0, TURN, 1, HOST, 1, 0, TURN, 1, TIME, 2, TIME, 2 },
 		/* a length that is none */

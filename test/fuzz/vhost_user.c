@@ -327,7 +327,7 @@ static void step_setting(struct fuzz_input *in)
 		message_word(request, i | (value & 0x8000 ? 256 : 0), value & 0x4000 ? -1 : (int)value % FDS,
 			     how);
 	else
-		message_state(request, i, value, how);
+		message_state(request, i, value << (how & 16), how);
 	turn(1);
 }
 
@@ -368,6 +368,37 @@ static void step_serve(struct fuzz_input *in)
 			serve(i);
 }
 
+static int call(void)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+		abort();
+	return fd;
+}
+
+/* Another QEMU: instead of this one, which may be gone already, or beside it. */
+static void step_call(struct fuzz_input *in)
+{
+	bool beside = fuzz_take(in) & 1 && is_up;
+	int fd;
+
+	turn(1);
+	beside &= is_up;
+	if (!beside)
+		close(qemu);
+	fd = call();
+	turn(2);
+	if (beside) {
+		assert(recv(fd, &fd, 1, MSG_DONTWAIT) == 0 || !is_up);
+		close(fd);
+		return;
+	}
+	assert(!is_up && !running[0] && !running[1]);
+	qemu = fd;
+	is_up = true;
+}
+
 static void step_turn(struct fuzz_input *in)
 {
 	unsigned what = fuzz_take(in);
@@ -392,7 +423,8 @@ static void step_flood(struct fuzz_input *in)
 
 static void (*const steps[])(struct fuzz_input *in) = { step_raw,   step_message, step_features, step_memory,
 							step_ring,  step_setting, step_offer,    step_write,
-							step_serve, step_turn,    step_flood };
+							step_serve, step_turn,    step_flood,
+							step_call };
 
 /* --- an input ------------------------------------------------------------------- */
 
@@ -414,9 +446,9 @@ static void begin(void)
 	for (int i = KICK_0; i <= CALL; i++)
 		if (read(fds[i], &n, sizeof(n)) < 0 && errno != EAGAIN)
 			abort();
-	qemu = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (memory == MAP_FAILED || connect(qemu, (struct sockaddr *)&address, sizeof(address)) < 0)
+	if (memory == MAP_FAILED)
 		abort();
+	qemu = call();
 	is_up = true;
 	turn(1);
 }
@@ -465,7 +497,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
 static void add_seeds(void)
 {
-	enum { RAW, MSG, FEAT, MEM, SETUP, SET, OFFER, WRITE, SERVE, TURN, FLOOD };	/* as in steps */
+	enum { RAW, MSG, FEAT, MEM, SETUP, SET, OFFER, WRITE, SERVE, TURN, FLOOD, AGAIN };	/* as in steps */
 	static const uint8_t seeds[][96] = {
 		/* as QEMU does it, with an answer to each; then a pause: GET_VRING_BASE */
 		{ FEAT, 15, 1, MEM, 1, 0, 0, 0, 0, 0, 1, SETUP, 0, 0, 1, SETUP, 1, 0, 1, OFFER, 0, 8, 0x82,
@@ -494,6 +526,9 @@ static void add_seeds(void)
 		/* unsealed memory; overlapping; without features */
 		{ MEM, 2, 4, 4, 0, 0, 0, 0 },
 		{ MEM, 2, 1, 1, 0, 0, 0, 0 },
+		/* another QEMU beside it, then instead; instead of one that broke the rules */
+		{ FEAT, 15, 0, MEM, 1, 0, 0, 0, 0, 0, 0, SETUP, 0, 0, 0, AGAIN, 1, AGAIN, 0, FEAT, 8, 0, MEM, 1, 0, 0, 0, 0,
+		  0, 0, SETUP, 0, 0, 0, OFFER, 0, 4, 0x82, SET, 2, 0, 255, 255, 16, FLOOD, 30, 1, AGAIN, 0, FEAT, 8, 0 },
 		{ FLOOD, 15, 255, FLOOD, 15, 255, FLOOD, 15, 255, TURN, 15 },
 	};
 

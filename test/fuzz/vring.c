@@ -139,7 +139,9 @@ static void step_describe(struct fuzz_input *in)
 
 	d.flags = fuzz_take(in);
 	d.next = fuzz_take(in);
-	d.len = (uint32_t)fuzz_take16(in) << (where & 0x80 ? 16 : 0);
+	d.len = fuzz_take16(in);
+	if (where & 0x80)
+		d.len = d.len << 16 | 0xffff;
 	d.addr = take_address(in);
 	if (where & 1)		/* of an indirect table */
 		put(NEAR, 16 * (slot % 64), &d, sizeof(d));
@@ -329,6 +331,8 @@ void fuzz_seeds(void)
 		/* the base wraps; restarted with fetched chains; event_idx */
 		{ 16 | 128, 0, 254, 255, D, 0, 0, 0, 0, 8, 0, 1, 0, 0, O, 5, 0, F, 3, K, 0, P, 2, 0, 0,
 		  R, 16, 0, F, 5, P, 3, 0, 0, 0, U, K, 0 },
+		/* more than 4 GiB */
+		{ 8, 0, D, 0, 0, 1, 1, 16, 0, 1, 0, 0, D, 1, 0x80, 0, 0, 255, 255, 1, 0, 0, O, 1, 0, F, 1 },
 		/* receive buffers */
 		{ 64, 0, D, 0, 0, 2, 0, 200, 0, 1, 0, 0, D, 1, 0, 2, 0, 50, 0, 1, 0, 0, O, 2, 0, F, 64 },
 		/* used over avail over the descriptors */

@@ -1,6 +1,7 @@
-/* What QEMU and a guest can do to the vsock device: vhost-user messages, any state
- * of the virtqueues, any packet, with two connections alive. An input is a list of
- * steps; the first byte of each says what it is. */
+/* What a guest can do to the vsock device: any packet in any state of the virtqueues,
+ * with two connections made, alive or ending, while QEMU pauses the machine, maps its
+ * memory anew, or starts it again. The clock is ours. An input is a list of steps; the
+ * first byte of each says what it is. (What QEMU sends beyond that: vhost_user.c.) */
 #include <assert.h>
 #include <errno.h>
 #include <signal.h>
@@ -8,7 +9,9 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <fcntl.h>
@@ -26,6 +29,9 @@ enum {
 
 struct client {
 	struct vsock_conn *conn;
+	bool lazy, ready;	/* has its relay later; could have one now */
+	bool framed;
+	uint64_t to_guest, from_guest;
 	int fd, far;
 	uint32_t host_port;
 };
@@ -35,7 +41,10 @@ static struct vsock *device;
 static struct client clients[CONNS];
 static int memfd, qemu, kicks[2], call;
 static uint8_t *memory;
-static uint16_t added[2];
+static uint16_t added[2], bases[2];
+static uint16_t refilled;	/* entries of the rx ring that were given back and taken */
+static bool paused, in_pieces;	/* receive buffers are */
+static uint64_t now_ms = 1000000;
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
 
 static void turn(unsigned n)
@@ -44,21 +53,30 @@ static void turn(unsigned n)
 		uv_run(&loop.uv, UV_RUN_NOWAIT);
 }
 
-static void message(uint32_t request, const void *payload, uint32_t len, int fd)
+/* libuv's, too: what is defined here comes before the C library's. */
+int clock_gettime(clockid_t id, struct timespec *ret)
+{
+	if (id != CLOCK_MONOTONIC && id != CLOCK_MONOTONIC_COARSE)
+		return (int)syscall(SYS_clock_gettime, id, ret);
+	*ret = (struct timespec){ (time_t)(now_ms / 1000), (long)(now_ms % 1000) * 1000000 };
+	return 0;
+}
+
+static void message(uint32_t request, const void *payload, uint32_t len, int fd, unsigned n)
 {
 	uint32_t head[3] = { request, 1, len };
-	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = { 0 };
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = { 0 };
 	struct iovec iov[] = { { head, sizeof(head) }, { (void *)payload, len } };
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 
-	if (fd >= 0) {
+	if (n > 0) {
 		msg.msg_control = control;
-		msg.msg_controllen = sizeof(control);
-		CMSG_FIRSTHDR(&msg)->cmsg_level = SOL_SOCKET;
-		CMSG_FIRSTHDR(&msg)->cmsg_type = SCM_RIGHTS;
-		CMSG_FIRSTHDR(&msg)->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)), &fd, sizeof(fd));
+		msg.msg_controllen = CMSG_SPACE(n * sizeof(int));
+		*CMSG_FIRSTHDR(&msg) = (struct cmsghdr){ CMSG_LEN(n * sizeof(int)), SOL_SOCKET,
+							 SCM_RIGHTS };
 	}
+	for (unsigned i = 0; i < n; i++)
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)) + i * sizeof(fd), &fd, sizeof(fd));
 	if (sendmsg(qemu, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 		return;		/* it hung up on us */
 }
@@ -98,34 +116,54 @@ static uint64_t buffer(unsigned ring, unsigned slot)
 
 static void start_ring(unsigned i)
 {
-	uint32_t num[] = { i, RING }, base[] = { i, 0 }, on[] = { i, 1 };
+	uint32_t num[] = { i, RING }, base[] = { i, bases[i] }, on[] = { i, 1 };
 	uint64_t at = RINGS + i * RING_STRIDE, word = i;
 	struct { uint32_t ring, flags; uint64_t desc, used, avail, log; } addr = {
 		i, 0, at, at + USED, at + AVAIL, 0 };
 
-	message(8, num, sizeof(num), -1);
-	message(10, base, sizeof(base), -1);
-	message(9, &addr, sizeof(addr), -1);
-	message(12, &word, sizeof(word), kicks[i]);
-	message(13, &word, sizeof(word), call);
-	message(18, on, sizeof(on), -1);
+	message(8, num, sizeof(num), -1, 0);
+	message(10, base, sizeof(base), -1, 0);
+	message(9, &addr, sizeof(addr), -1, 0);
+	message(12, &word, sizeof(word), kicks[i], 1);
+	message(13, &word, sizeof(word), call, 1);
+	message(18, on, sizeof(on), -1, 0);
+}
+
+/* In @n pieces; the guest sees one. */
+static void map_memory(unsigned n)
+{
+	enum { HALF = MEMORY / 2 };
+	struct { uint32_t n, pad; struct { uint64_t gpa, size, uva, offset; } at[2]; } m = {
+		n, 0, { { 0, MEMORY / n, 0, 0 }, { HALF, HALF, HALF, HALF } } };
+
+	message(5, &m, 8 + n * sizeof(m.at[0]), memfd, n);
+}
+
+static void new_driver(void)
+{
+	memset(memory, 0, BUFFERS);
+	added[0] = added[1] = bases[0] = bases[1] = refilled = 0;
+	for (unsigned i = 0; i < RING && !in_pieces; i++) {
+		describe(0, i, buffer(0, i), 4140, 2, 0);
+		offer(0, (uint16_t)i);
+	}
+	for (unsigned i = 0; i + 3 <= RING && in_pieces; i += 3) {
+		describe(0, i, buffer(0, i), 44, 3, (uint16_t)(i + 1));
+		describe(0, i + 1, buffer(0, i) + 44, 3, 3, (uint16_t)(i + 2));
+		describe(0, i + 2, buffer(0, i) + 47, 4000, 2, 0);
+		offer(0, (uint16_t)i);
+	}
 }
 
 static void boot(uint64_t features)
 {
-	struct { uint32_t n, pad; uint64_t gpa, size, uva, offset; } m = { 1, 0, 0, MEMORY, 0, 0 };
-
 	qemu = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (connect(qemu, (struct sockaddr *)&address, sizeof(address)) < 0)
 		abort();
-	memset(memory, 0, BUFFERS);
-	added[0] = added[1] = 0;
-	message(2, &features, sizeof(features), -1);
-	message(5, &m, sizeof(m), memfd);
-	for (unsigned i = 0; i < RING; i++) {
-		describe(0, i, buffer(0, i), 4140, 2, 0);
-		offer(0, (uint16_t)i);
-	}
+	paused = false;
+	new_driver();
+	message(2, &features, sizeof(features), -1, 0);
+	map_memory(1);
 	start_ring(0);
 	start_ring(1);
 	turn(4);
@@ -148,27 +186,39 @@ static int on_prologue(void *arg, const uint8_t *bytes)
 
 static void new_client(struct client *c)
 {
-	int pair[2];
+	int pair[2], size = 1;		/* the smallest there is */
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
 		abort();
+	setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	c->fd = pair[0];
 	if (c->far >= 0)
 		close(c->far);
 	c->far = pair[1];
 }
 
+static void relay(struct client *c)
+{
+	struct vsock_relay r = { .fd = c->fd, .hello = "hello", .hello_len = 5 };
+
+	c->ready = false;
+	if (c == &clients[1]) {		/* as the forwards have it; the other one as ssh */
+		r.prologue_len = 8;
+		r.prologue = on_prologue;
+		r.framed = c->framed;
+		r.to_guest = &c->to_guest;
+		r.from_guest = &c->from_guest;
+	}
+	vsock_conn_relay(c->conn, &r);
+}
+
 static void on_opened(void *arg)
 {
 	struct client *c = arg;
-	struct vsock_relay relay = { .fd = c->fd, .hello = "hello", .hello_len = 5 };
 
-	if (c == &clients[1]) {		/* as the forwards have it; the other one as ssh */
-		relay.prologue_len = 8;
-		relay.prologue = on_prologue;
-		relay.framed = true;
-	}
-	vsock_conn_relay(c->conn, &relay);
+	c->ready = true;
+	if (!c->lazy)
+		relay(c);
 }
 
 static void on_finished(void *arg)
@@ -190,6 +240,7 @@ static void on_ended(void *arg, const struct error *why)
 	struct client *c = arg;
 
 	c->conn = NULL;
+	c->ready = false;
 	if (c->fd >= 0)
 		close(c->fd);
 	c->fd = -1;
@@ -203,7 +254,26 @@ static void packet(const struct vsock_packet *p, unsigned slot)
 	offer(1, (uint16_t)slot);
 }
 
-static void dial(unsigned i)
+/* The buffer that the driver got back last. */
+static unsigned last_used(void)
+{
+	const uint16_t *used = (uint16_t *)(memory + RINGS + USED);
+
+	return used[2 + 4 * ((uint16_t)(used[1] - 1) % RING)] % RING;
+}
+
+static void answer(unsigned i, enum vsock_op op)
+{
+	struct vsock_packet p = { .src_cid = CID, .dst_cid = 2, .src_port = 1000 + i,
+				  .dst_port = clients[i].host_port, .type = 1, .op = (uint16_t)op,
+				  .buf_alloc = 65536,
+				  .flags = op == VSOCK_OP_SHUTDOWN ? VSOCK_SHUTDOWN_SEND : 0 };
+
+	packet(&p, i);
+	turn(2);
+}
+
+static void dial(unsigned i, enum vsock_op op)
 {
 	struct client *c = &clients[i];
 	struct vsock_conn_callbacks cb = { .opened = on_opened, .finished = on_finished,
@@ -211,17 +281,14 @@ static void dial(unsigned i)
 	struct error err = ERROR_NONE;
 	struct vsock_packet p;
 
-	*c = (struct client){ .fd = -1, .far = -1 };
 	if (vsock_connect(device, 1000 + i, &cb, &c->conn, &err) < 0)
 		return;
 	new_client(c);
-	vsock_packet_decode(memory + buffer(0, i), &p);
-	c->host_port = p.src_port;
-	p = (struct vsock_packet){ .src_cid = CID, .dst_cid = 2, .src_port = 1000 + i,
-				   .dst_port = c->host_port, .type = 1, .op = VSOCK_OP_RESPONSE,
-				   .buf_alloc = 65536 };
-	packet(&p, i);
-	turn(2);
+	vsock_packet_decode(memory + buffer(0, last_used()), &p);
+	if (p.op == VSOCK_OP_REQUEST)
+		c->host_port = p.src_port;
+	if (op != VSOCK_OP_INVALID)
+		answer(i, op);
 }
 
 /* --- steps ---------------------------------------------------------------- */
@@ -267,27 +334,100 @@ static void step_packet(struct fuzz_input *in)
 	p.flags = fuzz_take(in);
 	p.buf_alloc = odd & 32 ? fuzz_take16(in) : 65536;
 	p.fwd_cnt = (uint32_t)fuzz_take16(in) << (odd & 64 ? 16 : 0);
-	packet(&p, fuzz_take(in));
+	for (unsigned slot = fuzz_take(in), n = odd & 128 ? 12 : 1; n > 0; n--)
+		packet(&p, slot++);
 }
 
-static void step_message(struct fuzz_input *in)
+/* Where a ring stood. The device may have hung up by then. */
+static uint16_t stop_ring(uint32_t ring)
 {
-	uint32_t request = fuzz_take(in) % 32;
-	unsigned with_fd = fuzz_take(in);
-	uint32_t want = fuzz_take(in) % 48 & ~3u, len = (uint32_t)MIN(want, in->len);
+	uint32_t got[5] = { 0 };
 
-	message(request, in->data, len, with_fd & 1 ? memfd : with_fd & 2 ? kicks[0] : -1);
-	in->data += len;
-	in->len -= len;
+	message(11, (uint32_t[]){ ring, 0 }, 8, -1, 0);
 	turn(1);
+	return recv(qemu, got, sizeof(got), MSG_DONTWAIT) == sizeof(got) ? (uint16_t)got[4] : 0;
+}
+
+static void pause_machine(bool on)
+{
+	for (unsigned i = 0; i < 2 && on != paused; i++) {
+		if (on)
+			bases[i] = stop_ring(i);
+		else
+			start_ring(i);
+	}
+	paused = on;
+}
+
+/* What QEMU does. */
+static void step_machine(struct fuzz_input *in)
+{
+	unsigned what = fuzz_take(in) % 8, arg = fuzz_take(in);
+
+	if (what < 2) {
+		pause_machine(what == 0);
+	} else if (what == 2) {
+		map_memory(1 + (arg & 1));
+	} else if (what == 3) {
+		message(18, (uint32_t[]){ arg & 1, arg >> 1 & 1 }, 8, -1, 0);
+	} else if (what == 4) {		/* the driver is loaded anew */
+		pause_machine(true);
+		new_driver();
+		pause_machine(false);
+	} else if (what == 5) {
+		bases[arg & 1] = (uint16_t)(stop_ring(arg & 1) + (arg >> 1 & 3));
+		start_ring(arg & 1);
+	} else if (what == 6) {
+		vsock_guest_was_reset(device);
+	} else {
+		close(qemu);
+		turn(2);
+		boot(1ull << 32 | 1ull << 30 | (uint64_t)(arg & 3) << 28);
+	}
+	turn(1);
+}
+
+static void step_dial(struct fuzz_input *in)
+{
+	static const uint8_t ops[] = { VSOCK_OP_RESPONSE, VSOCK_OP_INVALID, VSOCK_OP_RST, VSOCK_OP_SHUTDOWN };
+	unsigned i = fuzz_take(in) % CONNS, how = fuzz_take(in);
+
+	if (clients[i].conn)
+		return;
+	clients[i].lazy = how & 4;
+	dial(i, ops[how % ARRAY_SIZE(ops)]);
+}
+
+static void step_time(struct fuzz_input *in)
+{
+	static const uint16_t times[] = { 5, 1000, 5000, 10000 };
+
+	now_ms += times[fuzz_take(in) % ARRAY_SIZE(times)];
+	turn(2);
+}
+
+/* The driver offers again what it got back. */
+static void step_refill(struct fuzz_input *in)
+{
+	const uint16_t *used = (uint16_t *)(memory + RINGS + USED);
+
+	for (unsigned n = 0; n < RING && refilled != used[1]; n++) {
+		uint16_t id = used[2 + 4 * (refilled++ % RING)] % RING;
+
+		describe(0, id, buffer(0, id), 4140, 2, 0);
+		offer(0, id);
+	}
+	turn(1 + (fuzz_take(in) & 1));
 }
 
 static void step_client(struct fuzz_input *in)
 {
 	struct client *c = &clients[fuzz_take(in) % CONNS];
 	static char block[65536];
-	unsigned what = fuzz_take(in) % 5;
+	unsigned what = fuzz_take(in) % 6;
 
+	if (what == 5 && c->ready)
+		relay(c);
 	if (c->far < 0)
 		return;
 	if (what == 0 && send(c->far, block, 1 + fuzz_take16(in), MSG_NOSIGNAL) < 0)
@@ -301,6 +441,7 @@ static void step_client(struct fuzz_input *in)
 	if (what == 4 && c->conn) {
 		vsock_conn_reset(c->conn);
 		c->conn = NULL;
+		c->ready = false;
 		if (c->fd >= 0)
 			close(c->fd);
 		c->fd = -1;
@@ -322,8 +463,8 @@ static void step_turn(struct fuzz_input *in)
 }
 
 static void (*const steps[])(struct fuzz_input *in) = { step_describe, step_offer, step_jump, step_packet,
-							step_message,  step_client, step_turn,
-							step_fill };
+							step_machine,  step_client, step_turn, step_fill,
+							step_dial,     step_time,  step_refill };
 
 /* Whatever came: with nobody offering anything more, the device comes to rest. */
 static void come_to_rest(void)
@@ -342,9 +483,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	unsigned bits = fuzz_take(&in);
 	struct vsock_stats st;
 
+	fuzz_note_descriptors();
+	in_pieces = bits & 32;
 	boot(1ull << 32 | 1ull << 30 | (uint64_t)(bits & 3) << 28);
-	for (unsigned i = 0; i < CONNS; i++)
-		dial(i);
+	for (unsigned i = 0; i < CONNS; i++) {
+		clients[i].lazy = bits >> 2 >> i & 1;
+		clients[i].framed = !(bits & 16);
+		dial(i, VSOCK_OP_RESPONSE);
+	}
 	for (unsigned i = 0; in.len && i < STEPS_MAX; i++)
 		steps[fuzz_take(&in) % ARRAY_SIZE(steps)](&in);
 	come_to_rest();
@@ -358,30 +504,84 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 		assert(!clients[i].conn);
 		if (clients[i].far >= 0)
 			close(clients[i].far);
+		clients[i].far = -1;
 	}
+	now_ms += 60000;	/* nothing of this input is waited for in the next */
+	turn(2);
+	fuzz_check_descriptors();
 	return 0;
 }
 
 void fuzz_seeds(void)
 {
-	static const uint8_t seeds[][24] = {
-		{ 3, 3, 0, 0, 5, 100, 0, 0, 0, 0, 3, 6, 1, 5, 0, 0, 200, 1, 6, 3 },	/* bytes both ways */
-		{ 2, 3, 0, 0, 4, 3, 0, 0, 1, 6, 1, 3, 0, 0, 4, 3, 5, 0, 2 },	/* shutdown */
-		{ 1, 0, 1, 5, 0, 0, 16, 44, 0, 0, 4, 0, 1, 1, 5, 6, 1 },	/* indirect */
+	enum { DESC, OFFER, JUMP, PACKET, MACHINE, CLIENT, TURN, FILL, DIAL, TIME, REFILL };	/* as in steps */
+	static const uint8_t seeds[][96] = {
+		/* bytes both ways */
+		{ 3, PACKET, 0, 0, 5, 100, 0, 0, 0, 0, 3, TURN, 1, CLIENT, 0, 0, 200, 1, TURN, 3, REFILL, 1 },
+		/* shutdown of one direction, of both; the client ends; lingers for 20 s */
+		{ 2, PACKET, 0, 0, 4, 2, 0, 0, 1, TURN, 1, PACKET, 0, 0, 4, 3, 0, 0, 2, CLIENT, 0, 2, TURN, 1 },
+		{ 2, PACKET, 0, 0, 4, 2, 0, 0, 1, CLIENT, 0, 2, TURN, 1, TIME, 3, REFILL, 0, TIME, 3, TURN, 1 },
+		{ 1, DESC, 1, 5, 0, 0, 16, 44, 0, 0, 4, 0, OFFER, 1, 5, TURN, 1 },	/* indirect */
 		/* a reply, a frame, an end and done; the client ends */
-		{ 3, 7, 3, 0, 21, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x', 0, 0, 0, 0, 255, 255 },
-		{ 0, 2, 1, 100, 0, 3, 6, 1 },					/* avail jumps */
-		{ 3, 4, 11, 0, 8, 1, 0, 0, 0, 0, 0, 0, 0, 6, 1 },		/* GET_VRING_BASE */
-		{ 3, 4, 18, 0, 8, 1, 0, 0, 0, 0, 0, 0, 0, 6, 1 },		/* ring disabled */
+		{ 3, FILL, 3, 0, 21, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x', 0, 0, 0, 0, 255, 255, 255, 255,
+		  CLIENT, 1, 2, TURN, 1, PACKET, 1, 0, 5, 21, 0, 0, 0, 0, 3, TURN, 3, REFILL, 0 },
+		{ 0, JUMP, 1, 100, 0, 3, TURN, 1 },				/* avail jumps */
+		/* a pause, with the clock going on and a client that talks; then on */
+		{ 3, MACHINE, 0, 0, CLIENT, 0, 0, 9, 1, TIME, 3, TURN, 1, MACHINE, 1, 0, PACKET, 0, 0, 5, 9, 0, 0, 0, 0, 3,
+		  TURN, 2 },
+		/* memory comes anew, in two pieces, with bytes under way */
+		{ 3, CLIENT, 0, 0, 255, 255, MACHINE, 2, 1, PACKET, 0, 0, 5, 9, 0, 0, 0, 0, 3, REFILL, 1, MACHINE, 2, 0,
+		  REFILL, 1 },
+		/* a new driver; a new QEMU; each then called */
+		{ 3, MACHINE, 4, 0, DIAL, 0, 0, DIAL, 1, 1, TIME, 2, TURN, 1, MACHINE, 7, 3, DIAL, 0, 2, DIAL, 1, 0 },
+		/* bytes before there is a client: the reply, frames */
+		{ 15, FILL, 3, 0, 13, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x', PACKET, 1, 0, 5, 8, 0, 0, 0, 0, 3,
+		  PACKET, 0, 0, 5, 8, 0, 0, 0, 0, 4, TURN, 1, CLIENT, 1, 5, CLIENT, 0, 5, TURN, 1 },
+		/* more than the client takes; it comes late; the guest shuts down, and closes */
+		{ 3, PACKET, 0, 128, 5, 0, 8, 0, 0, 0, 0, TURN, 1, CLIENT, 0, 2, TURN, 1, PACKET, 0, 0, 4, 2, 0, 0, 13,
+		  PACKET, 0, 0, 4, 3, 0, 0, 14, TURN, 1, CLIENT, 0, 1, TURN, 1, CLIENT, 0, 1, TURN, 1, REFILL, 1 },
+		/* more than was promised */
+		{ 3, PACKET, 0, 128, 5, 200, 31, 0, 0, 0, 0, TURN, 1 },
+		/* the client closes with bytes unread; the guest is deaf and the client talks */
+		{ 3, PACKET, 0, 0, 5, 100, 0, 0, 0, 0, 3, TURN, 1, CLIENT, 0, 3, TURN, 1 },
+		{ 3, TURN, 1, PACKET, 0, 0, 4, 1, 5, 0, 3, TURN, 1, CLIENT, 0, 0, 9, 0, TURN, 1 },
+		/* a window that is small; both clients' buffers together too much */
+		{ 3, PACKET, 0, 32, 5, 100, 0, 0, 100, 0, 0, 0, 3, TURN, 1 },
+		{ 19, PACKET, 0, 128, 5, 100, 10, 0, 0, 0, 0, TURN, 1, FILL, 3, 0, 1, 0, PACKET, 1, 0, 5, 0, 31, 0, 0, 0, 3, TURN, 1,
+		  PACKET, 1, 0, 5, 0, 31, 0, 0, 0, 4, TURN, 1 },
+		/* ended in order, and closed; or not closed, though all was read */
+		{ 3, PACKET, 0, 0, 4, 2, 5, 0, 3, TURN, 1, CLIENT, 0, 2, TURN, 1, PACKET, 0, 0, 4, 3, 5, 0, 4, TURN, 1 },
+		{ 3, PACKET, 0, 0, 4, 2, 5, 0, 3, TURN, 1, CLIENT, 0, 2, TURN, 1, TIME, 3, TURN, 1, PACKET, 0, 0, 6, 0, 5, 0, 4,
+		  TURN, 1, TIME, 3, TURN, 1 },
+		/* what is none of an answer */
+		{ 3, CLIENT, 0, 4, TURN, 1, DIAL, 0, 3, CLIENT, 1, 4, TURN, 1, DIAL, 1, 1, PACKET, 1, 0, 5, 1, 0, 0, 0, 0, 3, TURN, 1 },
+		/* the prologue: early; refused; the guest ends within */
+		{ 15 | 16, PACKET, 1, 0, 5, 9, 0, 0, 0, 0, 3, TURN, 1, CLIENT, 1, 5, TURN, 1 },
+		{ 3, FILL, 3, 0, 1, 1, PACKET, 1, 0, 5, 9, 0, 0, 0, 0, 3, TURN, 1 },
+		{ 3 | 16, PACKET, 1, 0, 5, 3, 0, 0, 0, 0, 3, PACKET, 1, 0, 4, 2, 0, 0, 4, TURN, 1 },
+		/* receive buffers in pieces */
+		{ 3 | 32, CLIENT, 0, 0, 0, 16, CLIENT, 1, 0, 200, 1, TURN, 3, REFILL, 1 },
+		/* a header apart from its payload; a receive buffer of three pieces */
+		{ 3, PACKET, 0, 0, 5, 100, 0, 0, 0, 0, 3, DESC, 1, 3, 0, 0, 0x36, 44, 0, 0, 1, 4,
+		  DESC, 1, 4, 0, 3, 0x36, 100, 0, 0, 0, 0, DESC, 0, 0, 0, 0, 0x10, 44, 0, 0, 3, 1,
+		  DESC, 0, 1, 0, 0, 0x11, 3, 0, 0, 3, 2, OFFER, 0, 0, CLIENT, 1, 0, 200, 1, TURN, 3 },
+		/* resting, then done; the next client */
+		{ 3, FILL, 3, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, CLIENT, 1, 2, TURN, 1,
+		  PACKET, 1, 0, 5, 12, 0, 0, 9, 0, 3, TURN, 1, FILL, 4, 0, 4, 255, 255, 255, 255,
+		  PACKET, 1, 0, 5, 4, 0, 0, 9, 0, 4, TURN, 1, CLIENT, 1, 0, 9, 0, TURN, 1 },
+		{ 3, MACHINE, 3, 0, TURN, 1, MACHINE, 3, 2, MACHINE, 5, 2, MACHINE, 0, 0, MACHINE, 6, 0 },
 	};
 	struct vsock_options opts = { .loop = &loop, .guest_cid = CID,
-				      .limits = { .max_connections = 16, .buffered_max = 1 << 20 } };
+				      .limits = { .max_connections = CONNS, .buffer_bytes = 32768,
+						  .buffered_max = 40000 } };
 	struct error err = ERROR_NONE;
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	signal(SIGPIPE, SIG_IGN);
 	for (size_t i = 0; i < ARRAY_SIZE(seeds); i++)
-		fuzz_seed_add(seeds[i], sizeof(seeds[i]));
+		fuzz_seed_add_steps(seeds[i], sizeof(seeds[i]));
+	for (unsigned i = 0; i < CONNS; i++)
+		clients[i] = (struct client){ .fd = -1, .far = -1 };
 	memfd = memfd_create("guest", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	snprintf(address.sun_path + 1, 64, "lima-fuzz-vsock-%d", getpid());	/* abstract */
 	if (ftruncate(memfd, MEMORY) < 0 || fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK) < 0 ||
