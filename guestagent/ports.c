@@ -120,15 +120,16 @@ static int look_at_udp(struct ports *p, struct error *err)
 	return 0;
 }
 
-/* What serves into @ret; of what is not in @protos, as it was at the last look. */
-static int look(struct ports *p, unsigned protos, struct port_set *ret, struct error *err)
+static int look(struct ports *p, unsigned protos, struct error *err)
 {
 	int rc = protos & PORTS_TCP ? look_at_tcp(p, err) : 0;
 
-	if (rc == 0 && protos & PORTS_UDP)
-		rc = look_at_udp(p, err);
-	if (rc < 0)
-		return rc;
+	return rc == 0 && protos & PORTS_UDP ? look_at_udp(p, err) : rc;
+}
+
+/* What serves into @ret, as it was at the last look at each. */
+static void put_together(struct ports *p, struct port_set *ret)
+{
 	port_set_add_all(ret, &p->tcp);
 	port_set_add_all(ret, &p->udp);
 	if (p->nat) {
@@ -138,7 +139,6 @@ static int look(struct ports *p, unsigned protos, struct port_set *ret, struct e
 	if (!port_set_seal(ret))
 		log_warn_limited("ports: more than %d ports serve, the rest is left out",
 				 PORT_SET_MAX);
-	return 0;
 }
 
 /* True: something changed. @ret_took_ns: the look's CPU time. */
@@ -147,8 +147,10 @@ static bool look_and_tell(struct ports *p, unsigned protos, uint64_t *ret_took_n
 	uint64_t start_ns = clock_thread_cpu_ns();
 	struct error err = ERROR_NONE;
 	scoped_port_set struct port_set now = { 0 }, added = { 0 }, removed = { 0 };
-	int rc = look(p, protos, &now, &err);
+	int rc = look(p, protos, &err);
 
+	if (rc == 0)
+		put_together(p, &now);
 	*ret_took_ns = clock_thread_cpu_ns() - start_ns;
 	if (rc < 0) {
 		log_warn_limited("ports: %s, keeping the last list", err.msg);
@@ -371,16 +373,19 @@ int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed
 		p->udp_keep = udp_keep_new(loop, opts->udp_keep, &p->udp_servers);
 		p->open_parts++;
 	}
-	rc = look(p, PORTS_ALL, &p->current, err);
+	rc = look(p, PORTS_ALL, err);
 	if (rc < 0) {
 		ports_close(p, NULL, NULL);
 		return rc;
 	}
 	p->settle = ARRAY_SIZE(settle_ms);
 	if (!opts->no_nat) {
-		p->nat = ports_nat_new(loop, on_any_kick, p);
+		bool now = p->udp_keep && udp_keep_found(p->udp_keep);
+
+		p->nat = ports_nat_new(loop, now, on_any_kick, p);
 		p->open_parts++;
 	}
+	put_together(p, &p->current);
 	plan(p);
 	*ret = p;
 	return 0;

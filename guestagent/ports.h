@@ -45,8 +45,10 @@ struct ports_options {
 typedef void (*ports_changed_fn)(void *arg, const struct port_set *added,
 				 const struct port_set *removed);
 
-/* Takes the first dump before it returns (without calling @changed). Fails only
- * when the kernel tells nothing at all. */
+/* Takes the first dump before it returns (without calling @changed). What address
+ * translation publishes is in it only when another agent ran in this boot (@udp_keep):
+ * a host then waits for this list, and closes what it lacks. Fails only when the
+ * kernel tells nothing at all. */
 int ports_new(struct loop *loop, const struct ports_options *opts, ports_changed_fn changed,
 	      void *arg, struct ports **ret, struct error *err);
 

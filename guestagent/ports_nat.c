@@ -34,7 +34,7 @@ struct job {
 
 struct ports_nat {
 	struct loop *loop;
-	void (*changed)(void *arg);
+	void (*changed)(void *arg);	/* NULL: while it is being made */
 	void *arg;
 	struct nat_watch *watch;
 	uv_timer_t timer;
@@ -236,12 +236,12 @@ static void take_result(struct ports_nat *n, struct job *j)
 	n->known = *f;
 	*f = (struct nat_ports){ 0 };
 	pthread_mutex_unlock(&n->lock);
-	n->changed(n->arg);
+	if (n->changed)
+		n->changed(n->arg);
 }
 
-static void on_job_done(uv_work_t *work, int status)
+static void end_job(struct job *j)
 {
-	struct job *j = container_of(work, struct job, work);
 	struct ports_nat *n = j->owner;
 
 	n->job = NULL;
@@ -258,7 +258,12 @@ static void on_job_done(uv_work_t *work, int status)
 		plan(n);
 }
 
-static void start_job(struct ports_nat *n)
+static void on_job_done(uv_work_t *work, int status)
+{
+	end_job(container_of(work, struct job, work));
+}
+
+static struct job *new_job(struct ports_nat *n)
 {
 	struct job *j = xnew(struct job);
 
@@ -266,7 +271,20 @@ static void start_job(struct ports_nat *n)
 	j->owner = n;
 	j->with_nft = nat_watch_has_nft(n->watch);
 	n->job = j;
-	uv_queue_work(&n->loop->uv, &j->work, run_job, on_job_done);
+	return j;
+}
+
+static void start_job(struct ports_nat *n)
+{
+	uv_queue_work(&n->loop->uv, &new_job(n)->work, run_job, on_job_done);
+}
+
+static void do_job_now(struct ports_nat *n)
+{
+	struct job *j = new_job(n);
+
+	run_job(&j->work);
+	end_job(j);
 }
 
 static void on_timer(uv_timer_t *timer)
@@ -300,20 +318,24 @@ static void on_rules_changed(void *arg)
 	plan(n);
 }
 
-struct ports_nat *ports_nat_new(struct loop *loop, void (*changed)(void *arg), void *arg)
+struct ports_nat *ports_nat_new(struct loop *loop, bool now, void (*changed)(void *arg),
+				void *arg)
 {
 	struct ports_nat *n = xnew(struct ports_nat);
 
 	n->loop = loop;
-	n->changed = changed;
-	n->arg = arg;
 	pthread_mutex_init(&n->lock, NULL);
 	uv_timer_init(&loop->uv, &n->timer);
 	n->timer.data = n;
 	/* Events first, the reading after: nothing falls between. */
 	n->watch = nat_watch_new(loop, on_rules_changed, n);
 	n->open_parts = 2;
-	start_job(n);
+	if (now)
+		do_job_now(n);
+	else
+		start_job(n);
+	n->changed = changed;
+	n->arg = arg;
 	return n;
 }
 

@@ -26,8 +26,10 @@ enum {
 
 struct ports_nat;
 
-/* @changed: the published ports are others than before. */
-struct ports_nat *ports_nat_new(struct loop *loop, void (*changed)(void *arg), void *arg);
+/* @now: reads before it returns, so that the first list has all that is published;
+ * takes as long as the tables do. @changed: the published ports are others than before. */
+struct ports_nat *ports_nat_new(struct loop *loop, bool now, void (*changed)(void *arg),
+				void *arg);
 void ports_nat_rescan(struct ports_nat *n);
 /* Adds what is published to @ret. */
 void ports_nat_add(const struct ports_nat *n, struct port_set *ret);

@@ -20,6 +20,7 @@ struct udp_keep {
 	struct udp_servers *servers;
 	uv_timer_t timer;
 	bool by_inode;
+	bool found;
 	uint64_t next_ms;	/* no writing before */
 	void (*closed)(void *arg);
 	void *closed_arg;
@@ -110,6 +111,17 @@ static int parse(const struct udp_keep *k, char *text, struct udp_known *items, 
 
 /* --- reading and writing ----------------------------------------------------- */
 
+static void on_timer(uv_timer_t *timer);
+
+/* Soon, but not too often. */
+static void plan(struct udp_keep *k)
+{
+	uint64_t now_ms = clock_mono_ms();
+
+	uv_update_time(k->timer.loop);
+	uv_timer_start(&k->timer, on_timer, MAX(now_ms + KEEP_SOON_MS, k->next_ms) - now_ms, 0);
+}
+
 void udp_keep_load(struct udp_keep *k, bool by_inode)
 {
 	scoped_free struct udp_known *items = xcalloc(KEEP_SOCKETS_MAX, sizeof(*items));
@@ -121,8 +133,10 @@ void udp_keep_load(struct udp_keep *k, bool by_inode)
 	if (path_read_file(k->path, FILE_MAX, &text, &err) < 0 ||
 	    parse(k, (char *)text.data, items, &len, &err) < 0) {
 		log_debug("ports: %s, judging UDP sockets anew", err.msg);
+		plan(k);
 		return;
 	}
+	k->found = true;
 	log_debug("ports: %zu UDP sockets are known from the agent before", len);
 	udp_servers_restore(k->servers, steal_ptr(&items), len);
 }
@@ -164,19 +178,21 @@ static void on_timer(uv_timer_t *timer)
 	keep(timer->data);
 }
 
+bool udp_keep_found(const struct udp_keep *k)
+{
+	return k->found;
+}
+
 void udp_keep_note(struct udp_keep *k)
 {
-	uint64_t now_ms = clock_mono_ms();
 	size_t i = 0;
 
 	if (uv_is_active((uv_handle_t *)&k->timer))
 		return;
 	while (i < k->servers->len && k->servers->items[i].lasting == k->servers->items[i].kept)
 		i++;
-	if (i == k->servers->len)
-		return;
-	uv_update_time(k->timer.loop);
-	uv_timer_start(&k->timer, on_timer, MAX(now_ms + KEEP_SOON_MS, k->next_ms) - now_ms, 0);
+	if (i < k->servers->len)
+		plan(k);
 }
 
 /* --- life -------------------------------------------------------------------- */

@@ -345,6 +345,14 @@ static void udp_connect(int fd, uint16_t port)
 	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof(a)), 0);
 }
 
+static bool file_has(const char *path, const char *text)
+{
+	scoped_buf struct buf b = { 0 };
+	struct error err = ERROR_NONE;
+
+	return path_read_file(path, 65536, &b, &err) == 0 && strstr((char *)b.data, text);
+}
+
 /* kill -9 of the agent: the first thing that the next one says is all that serves, a
  * UDP server that is connected to its client by then included, and no client. */
 static void test_agent_comes_back(void **state)
@@ -355,11 +363,10 @@ static void test_agent_comes_back(void **state)
 	int tcp, server, client;
 
 	host_start(&h);
-	unlink(kept);	/* another test's agent's */
 	tcp = tcp_server(&port);
 	server = udp_socket(5000);
 	wait_for(&h, h.n_ports == 2);
-	wait_for(&h, path_exists(kept));
+	wait_for(&h, file_has(kept, " server 0.0.0.0 5000\n"));
 	client = udp_socket(5001);
 	udp_connect(client, 9);
 	udp_connect(server, 5001);

@@ -18,6 +18,7 @@
 #include "lib/base/buf.h"
 #include "lib/base/clock.h"
 #include "lib/base/mem.h"
+#include "lib/base/path.h"
 #include "test/mock/netns.h"
 
 enum { DEADLINE_MS = 10000 };
@@ -82,6 +83,11 @@ static void on_deadline(uv_timer_t *t)
 {
 	f.timed_out = true;
 	loop_stop(&f.loop);
+}
+
+static void on_ports_closed(void *arg)
+{
+	f.closed = true;
 }
 
 static void run_ms(unsigned ms)
@@ -398,6 +404,45 @@ static void test_rule_beside_a_socket(void **state)
 	assert_list("");
 }
 
+/* The list that an agent begins with, without running the loop, and its end in order. */
+static void assert_begins_with(const char *expected, const char *udp_keep)
+{
+	struct ports_options opts = { .no_bpf = true, .udp_keep = udp_keep };
+	scoped_free char *text = NULL;
+	struct error err = ERROR_NONE;
+	struct ports *p;
+
+	if (ports_new(&f.loop, &opts, on_changed, NULL, &p, &err) < 0)
+		fail_msg("%s", err.msg);
+	text = list_text(ports_current(p));
+	assert_string_equal(text, expected);
+	f.closed = false;
+	ports_close(p, on_ports_closed, NULL);
+	while (!f.closed)
+		uv_run(&f.loop.uv, UV_RUN_ONCE);
+}
+
+/* A host that waits for an agent that was killed closes what the first list lacks. The
+ * first agent of a boot does not keep boot waiting for the tables. */
+static void test_next_agent_begins_with_rules(void **state)
+{
+	char dir[] = "/tmp/lima-nat-XXXXXX";
+	struct error err = ERROR_NONE;
+	scoped_free char *path = NULL;
+
+	assert_non_null(mkdtemp(dir));
+	path = xasprintf("%s/udp-servers", dir);
+	sh(NFT DOCKER);
+	assert_list(DOCKER_PORTS);
+	assert_begins_with("", path);
+	assert_begins_with(DOCKER_PORTS, path);
+	assert_begins_with("", NULL);
+	sh(flush);
+	assert_list("");
+	assert_begins_with("", path);
+	assert_int_equal(path_remove_tree(dir, &err), 0);
+}
+
 static void test_what_to_dial(void **state)
 {
 	static const struct {
@@ -581,11 +626,6 @@ static void test_walk_bounded(void **state)
 	free(env.locals);
 }
 
-static void on_ports_closed(void *arg)
-{
-	f.closed = true;
-}
-
 static int start(void **state)
 {
 	static const struct ports_options opts = { .no_bpf = true };
@@ -619,6 +659,7 @@ int main(void)
 		cmocka_unit_test(test_rules_as_written),
 		cmocka_unit_test(test_what_publishes_nothing),
 		cmocka_unit_test(test_rule_beside_a_socket),
+		cmocka_unit_test(test_next_agent_begins_with_rules),
 		cmocka_unit_test(test_what_to_dial),
 		cmocka_unit_test(test_many_changes),
 		cmocka_unit_test(test_rules_bounded),
