@@ -20,11 +20,12 @@
 #include "guestagent/dial.h"
 #include "lib/base/loop.h"
 #include "proto/guest_server.h"
+#include "proto/rpc.h"
 
 struct tunnels;
 
 enum {
-	TUNNEL_MAX = 8192,
+	TUNNEL_MAX = RPC_TUNNELS_MAX,
 	TUNNEL_CONNECT_MS = 10 * 1000,
 };
 

@@ -37,7 +37,7 @@ enum {
 /* On both sides:
  * - without bdp_probe what is held for a stream whose consumer stalls is bounded
  *   (256 KiB with our own queue); with it, the default, it is 4.3 MiB, which times
- *   8192 is more than a guest has. The price, by test/bench/proto_bench: 0.43
+ *   thousands is more than a guest has. The price, by test/bench/proto_bench: 0.43
  *   against 0.25 CPU s/GB sending and 0.58 against 0.39 receiving;
  * - no pings: none is answered while the machine is paused, for which gRPC ends the
  *   connection with all tunnels; it cannot be told of that, and guest_client.c, which

@@ -10,7 +10,7 @@
 #include "lib/base/error.h"
 #include "lib/base/loop.h"
 
-enum { RPC_TUNNELS_MAX = 8192 };	/* at once, on one link; the host's UDP clients have one each */
+enum { RPC_TUNNELS_MAX = 16384 };	/* at once, on one link; the host's UDP clients have one each */
 
 struct rpc;
 

@@ -13,12 +13,15 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/scoped.h"
+#include "proto/rpc.h"
 
 static const struct forward_limits defaults = {
 	.max_ports = 16384,
 	.max_listeners = 4096,
 	.max_connections = 16384,
 	.max_flows = 4096,
+	.max_flows_in_all = RPC_TUNNELS_MAX - 10 * 1024,
+	.udp_wait_bytes = 64 << 20,
 	.lane_wait_ms = 10000,
 	.open_wait_ms = 30000,
 	.udp_idle_ms = 90000,

@@ -32,6 +32,8 @@ struct forward_limits {
 	unsigned max_listeners;		/* host addresses open at once; 4096 */
 	unsigned max_connections;	/* 16384; one more is reset */
 	unsigned max_flows;		/* UDP clients of one host socket; 4096, the longest idle goes */
+	unsigned max_flows_in_all;	/* 6144: of the 16,384 tunnels (proto/rpc.h) 10,240 are left to TCP */
+	unsigned udp_wait_bytes;	/* datagrams that wait for a lane; 64 MiB, the oldest go */
 	unsigned lane_wait_ms;		/* a client waits for a lane; 10 s */
 	unsigned open_wait_ms;		/* … for the guest's connect(); 30 s */
 	unsigned udp_idle_ms;		/* 90 s, as Lima means it */

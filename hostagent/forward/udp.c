@@ -20,6 +20,7 @@ enum {
 	UDP_TURN = 8,        /* batches per turn of the loop */
 	UDP_QUEUE_MAX = 256, /* datagrams of a flow that wait for the lane */
 	UDP_QUEUE_BYTES = 256 * 1024,
+	UDP_OVERHEAD = 96, /* of each that waits: struct datagram and malloc's own */
 	UDP_TICK_MIN_MS = 1000,
 	UDP_REFUSE_MS = 300, /* after the guest's server turned a client down */
 	UDP_SERVED_MS = 1000, /* a flow that moved within is being served */
@@ -33,7 +34,8 @@ struct datagram {
 
 struct flow {                   /* owner: its socket */
 	struct table_link link; /* by client address */
-	TAILQ_ENTRY(flow) lru;
+	TAILQ_ENTRY(flow) lru, all; /* of its socket, of the set */
+	TAILQ_ENTRY(flow) waiting;  /* while its queue is not empty */
 	struct udp_socket *socket;
 	struct target *target;
 	struct sockaddr_storage client;
@@ -66,10 +68,18 @@ struct udp_socket { /* refs: three handles */
 struct udp_set {
 	struct hub *hub;
 	TAILQ_HEAD(, udp_socket) sockets;
+	struct flow_list all;     /* the one idle longest first */
+	struct flow_list waiting; /* with datagrams in their queues; likewise */
+	size_t n_flows, waiting_bytes;
 	uint8_t *scratch; /* UDP_BATCH × UDP_MAX: all sockets read into it; NULL: not yet */
 };
 
 /* --- flows ------------------------------------------------------------------ */
+
+static struct udp_set *flow_set(const struct flow *f)
+{
+	return f->socket->hub->udp;
+}
 
 static void flow_drop_oldest(struct flow *f)
 {
@@ -78,6 +88,9 @@ static void flow_drop_oldest(struct flow *f)
 	STAILQ_REMOVE_HEAD(&f->queue, next);
 	f->n_queued--;
 	f->queued_bytes -= d->len;
+	flow_set(f)->waiting_bytes -= d->len + UDP_OVERHEAD;
+	if (STAILQ_EMPTY(&f->queue))
+		TAILQ_REMOVE(&flow_set(f)->waiting, f, waiting);
 	free(d->data);
 	free(d);
 }
@@ -91,6 +104,8 @@ static void flow_free(struct flow *f)
 		flow_drop_oldest(f);
 	table_remove(&u->flows, &f->link);
 	TAILQ_REMOVE(&u->lru, f, lru);
+	TAILQ_REMOVE(&flow_set(f)->all, f, all);
+	flow_set(f)->n_flows--;
 	if (TAILQ_EMPTY(&u->lru))
 		uv_timer_stop(&u->idle);
 	f->target->connections_now--;
@@ -137,6 +152,8 @@ static void flow_touch(struct flow *f)
 	f->last_ms = uv_now(u->poll.loop);
 	TAILQ_REMOVE(&u->lru, f, lru);
 	TAILQ_INSERT_TAIL(&u->lru, f, lru);
+	TAILQ_REMOVE(&flow_set(f)->all, f, all);
+	TAILQ_INSERT_TAIL(&flow_set(f)->all, f, all);
 }
 
 static void flow_write(struct flow *f, uint8_t *data, size_t len)
@@ -249,11 +266,11 @@ static const struct lane_callbacks callbacks = {
 	.closed = on_lane_closed,
 };
 
-/* The lane carries no more: the client of this socket that was idle longest goes.
+/* The lane carries no more: the client that was idle longest goes, of whichever port.
  * A tunnel is free once the guest has heard of it; the next datagram tries it. */
 static bool make_room(const struct flow *f)
 {
-	struct flow *longest = TAILQ_FIRST(&f->socket->lru);
+	struct flow *longest = TAILQ_FIRST(&flow_set(f)->all);
 
 	if (longest == f || !longest->lane)
 		return false;
@@ -329,10 +346,13 @@ static struct flow *flow_find(struct udp_socket *u, const struct sockaddr_storag
 static struct flow *flow_new(struct udp_socket *u, const struct sockaddr_storage *client,
 			     socklen_t client_len, uint32_t hash)
 {
-	if (u->flows.len >= u->hub->limits.max_flows)
-		flow_close(TAILQ_FIRST(&u->lru));
+	struct udp_set *set = u->hub->udp;
 	struct flow *f = xnew(struct flow);
 
+	if (u->flows.len >= u->hub->limits.max_flows)
+		flow_close(TAILQ_FIRST(&u->lru));
+	if (set->n_flows >= u->hub->limits.max_flows_in_all)
+		flow_close(TAILQ_FIRST(&set->all));
 	f->socket = u;
 	f->target = target_ref(u->pick(u->arg));
 	f->target->connections_total++;
@@ -343,6 +363,8 @@ static struct flow *flow_new(struct udp_socket *u, const struct sockaddr_storage
 	STAILQ_INIT(&f->queue);
 	table_add(&u->flows, &f->link, hash);
 	TAILQ_INSERT_TAIL(&u->lru, f, lru);
+	TAILQ_INSERT_TAIL(&set->all, f, all);
+	set->n_flows++;
 	if (!uv_is_active((uv_handle_t *)&u->idle))
 		arm_idle(u);
 	return f;
@@ -351,14 +373,21 @@ static struct flow *flow_new(struct udp_socket *u, const struct sockaddr_storage
 static void flow_queue(struct flow *f, uint8_t *data, size_t len)
 {
 	struct datagram *d = xnew(struct datagram);
+	struct udp_set *set = flow_set(f);
 
 	d->data = data;
 	d->len = len;
+	if (!STAILQ_EMPTY(&f->queue))
+		TAILQ_REMOVE(&set->waiting, f, waiting);
+	TAILQ_INSERT_TAIL(&set->waiting, f, waiting);
 	STAILQ_INSERT_TAIL(&f->queue, d, next);
 	f->n_queued++;
 	f->queued_bytes += len;
+	set->waiting_bytes += len + UDP_OVERHEAD;
 	while (f->n_queued > UDP_QUEUE_MAX || f->queued_bytes > UDP_QUEUE_BYTES)
 		flow_drop_oldest(f);
+	while (set->waiting_bytes > f->socket->hub->limits.udp_wait_bytes)
+		flow_drop_oldest(TAILQ_FIRST(&set->waiting));
 }
 
 static void on_datagram(struct udp_socket *u, struct msghdr *msg, size_t len)
@@ -504,6 +533,8 @@ struct udp_set *udp_set_new(struct hub *hub)
 
 	set->hub = hub;
 	TAILQ_INIT(&set->sockets);
+	TAILQ_INIT(&set->all);
+	TAILQ_INIT(&set->waiting);
 	return set;
 }
 

@@ -5,7 +5,9 @@
  * neither side sent for limits.udp_idle_ms, when the guest refuses or the client is
  * gone (udp_refused.h), or when limits.max_flows others were busier. Datagrams
  * arrive whole, up to 65,507 bytes (the most IPv4 carries), empty ones too;
- * what waits for the lane is bounded, the oldest goes first.
+ * what waits for the lane is bounded, for each flow and for all (anybody may send
+ * from any address), and so is the number of flows: others need the lane's tunnels.
+ * The oldest datagram and the flow idle longest go first.
  *
  * One timer per socket, armed only while there are flows, for when the one
  * idle longest is due but never in less than a second.

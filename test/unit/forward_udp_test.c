@@ -180,6 +180,66 @@ static void test_udp_full_lane_drops_the_most_idle_flow(void **state)
 	fx_stop(&fx);
 }
 
+/* One busy port leaves room for the others' clients. */
+static void test_udp_most_idle_flow_of_all_ports_makes_room(void **state)
+{
+	for (int full_lane = 0; full_lane < 2; full_lane++) {
+		struct forward_limits limits = { .max_flows_in_all = full_lane ? 100 : 2 };
+		struct fx fx;
+		uint16_t busy = start(&fx, &limits), other = fx_free_port();
+		int fds[3];
+		char c;
+
+		fx.lane.max = 2;
+		fx_add(&fx, IPPROTO_UDP, "0.0.0.0", other);
+		for (int i = 0; i < 3; i++)
+			fds[i] = fx_connect(SOCK_DGRAM, "127.0.0.1", i < 2 ? busy : other);
+		assert_echo(&fx, fds[0], "0", 1);
+		assert_echo(&fx, fds[1], "1", 1);
+		assert_echo(&fx, fds[0], "0", 1);
+		assert_int_equal(send(fds[2], "2", 1, 0), 1);	/* instead of 1 */
+		fx_turn(&fx, 20);
+		if (full_lane)	/* the first one found out */
+			assert_int_equal(send(fds[2], "2", 1, 0), 1);
+		assert_int_equal(fx_receive(&fx, fds[2], &c, 1), 1);
+		assert_int_equal(fx.lane.now, 2);
+		assert_echo(&fx, fds[0], "0", 1);
+		assert_int_equal(fx.lane.opens, 3);
+		for (int i = 0; i < 3; i++)
+			close(fds[i]);
+		fx_stop(&fx);
+	}
+}
+
+/* Of all clients together: those who wait longest lose theirs. */
+static void test_udp_what_waits_is_bounded(void **state)
+{
+	enum { CLIENTS = 40, KEPT = 10, SIZE = 1000, MOST = KEPT * (SIZE + 100) };
+	struct forward_limits limits = { .udp_wait_bytes = MOST };
+	char data[SIZE] = { 0 };
+	struct fx fx;
+	uint16_t ports[2] = { start(&fx, &limits), fx_free_port() };
+	int fds[CLIENTS];
+
+	fx_add(&fx, IPPROTO_UDP, "0.0.0.0", ports[1]);
+	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, NULL);
+	for (int i = 0; i < CLIENTS; i++) {
+		fds[i] = fx_connect(SOCK_DGRAM, "127.0.0.1", ports[i % 2]);
+		assert_int_equal(send(fds[i], data, SIZE, 0), SIZE);
+		fx_turn(&fx, 1);
+	}
+	fx_turn(&fx, 20);
+	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, &fx.lane.lane);
+	assert_int_equal(fx_receive(&fx, fds[CLIENTS - 1], data, SIZE), SIZE);
+	assert_int_equal(fx_receive(&fx, fds[CLIENTS - KEPT], data, SIZE), SIZE);
+	fx_turn(&fx, 20);
+	assert_in_range(fx.lane.bytes_in, KEPT * SIZE, MOST);
+	assert_echo(&fx, fds[0], "still served", 12);
+	for (int i = 0; i < CLIENTS; i++)
+		close(fds[i]);
+	fx_stop(&fx);
+}
+
 static void test_udp_waits_for_a_lane_and_drops_the_oldest(void **state)
 {
 	enum { SENT = 600, KEPT = 256 };
@@ -396,6 +456,8 @@ int main(void)
 		cmocka_unit_test(test_udp_idle_flows_end_and_come_back),
 		cmocka_unit_test(test_udp_most_idle_flow_makes_room),
 		cmocka_unit_test(test_udp_full_lane_drops_the_most_idle_flow),
+		cmocka_unit_test(test_udp_most_idle_flow_of_all_ports_makes_room),
+		cmocka_unit_test(test_udp_what_waits_is_bounded),
 		cmocka_unit_test(test_udp_waits_for_a_lane_and_drops_the_oldest),
 		cmocka_unit_test(test_udp_refusal_ends_the_flow_not_the_forward),
 		cmocka_unit_test(test_udp_server_that_died_is_refused_then_dialed_anew),

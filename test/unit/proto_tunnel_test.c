@@ -285,7 +285,7 @@ static void test_tunnel_slow_connect_is_probed(void **state)
 	WORLD_WAIT(w, w->far_open == 0);
 }
 
-static void test_tunnel_8192_then_refused(void **state)
+static void test_tunnel_as_many_as_may_be_then_refused(void **state)
 {
 	struct world *w = *state;
 	enum { N = RPC_TUNNELS_MAX };
@@ -381,7 +381,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_tunnel_slow_connect_is_probed, set_up_kinds,
 						tear_down),
 		cmocka_unit_test(test_tunnel_small_messages_stay_whole),
-		cmocka_unit_test_setup_teardown(test_tunnel_8192_then_refused, set_up_kinds,
+		cmocka_unit_test_setup_teardown(test_tunnel_as_many_as_may_be_then_refused, set_up_kinds,
 						tear_down),
 	};
 
