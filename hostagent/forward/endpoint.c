@@ -19,6 +19,7 @@ enum {
 	ENDPOINT_ALIGN_MS = 1000,      /* slow retries of many endpoints share a wake-up */
 	ENDPOINT_YOUNG_MS = 60 * 1000, /* somebody may be waiting for it: */
 	ENDPOINT_YOUNG_RETRY_MS = 1000, /* … tried at least so often */
+	ENDPOINT_OWNER_RETRIES = 6,     /* of the slowest: who has it is asked again, 30 s */
 };
 
 struct door { /* one descriptor: the address itself, or its companion */
@@ -33,13 +34,15 @@ struct endpoint { /* refs: the timer's handle; doors count for themselves */
 	char *address;
 	struct endpoint_users users;
 	enum endpoint_state state;
-	char *error; /* NULL: none */
+	struct error failed; /* the newest failure, code 0: none */
+	char *error;         /* that, and who has it; NULL: none */
 	struct door main, companion;
 	struct unix_id unix_id;
 	uv_timer_t retry; /* of the main door; OPEN: of the companion */
 	unsigned retry_ms;
 	uint64_t failed_ms; /* when it first did */
 	struct owner_request *owner; /* being found out; NULL: not */
+	uint64_t asked_ms;           /* when that was last */
 	const struct endpoint_ops *ops;
 	void *arg;
 };
@@ -169,18 +172,36 @@ static void forget_owner(struct endpoint *ep)
 		owner_cancel(steal_ptr(&ep->owner));
 }
 
+/* @owner: "" unknown. True: that is news. */
+static bool set_error(struct endpoint *ep, const char *owner)
+{
+	scoped_free char *before = steal_ptr(&ep->error);
+
+	ep->error = *owner ? xasprintf("%s (%s)", ep->failed.msg, owner) : xstrdup(ep->failed.msg);
+	return !before || !streq(before, ep->error);
+}
+
 static void on_owner(void *arg, const char *answer)
 {
 	struct endpoint *ep = arg;
+	bool is_news = set_error(ep, answer) || ep->state == ENDPOINT_OPENING;
 
 	ep->owner = NULL;
-	if (*answer) {
-		scoped_free char *cause = steal_ptr(&ep->error);
-
-		ep->error = xasprintf("%s (%s)", cause, answer);
-	}
 	ep->state = ENDPOINT_WAITING;
-	ep->ops->changed(ep->arg, ep);
+	if (is_news)
+		ep->ops->changed(ep->arg, ep);
+}
+
+static void ask_owner(struct endpoint *ep)
+{
+	if (ep->owner)
+		return;
+	ep->asked_ms = uv_now(ep->retry.loop);
+	if (ep->host.socket)
+		ep->owner = owner_ask_path(ep->hub->owner, ep->host.socket, on_owner, ep);
+	else
+		ep->owner = owner_ask(ep->hub->owner, ep->proto, &ep->host.ip, ep->host.port,
+				      on_owner, ep);
 }
 
 /* A host without IPv6 stays so, as a rule. */
@@ -204,26 +225,44 @@ static void set_open(struct endpoint *ep)
 	free(steal_ptr(&ep->error));
 }
 
-/* The first failure; later ones only wait longer. */
+/* The first failure, or another than before. */
 static void set_failed(struct endpoint *ep, const struct error *err)
 {
+	ep->failed = *err;
+	forget_owner(ep);
 	if (err->code == -EACCES && !ep->host.socket) {
-		ep->error = xasprintf("%s: a privileged port, see sysctl "
-				      "net.ipv4.ip_unprivileged_port_start",
-				      err->msg);
+		error_set(&ep->failed, err->code,
+			  "%s: a privileged port, see sysctl net.ipv4.ip_unprivileged_port_start",
+			  err->msg);
 		ep->state = ENDPOINT_DENIED;
-		return;
-	}
-	ep->error = xstrdup(err->msg);
-	ep->state = ENDPOINT_WAITING;
-	if (err->code == -EADDRINUSE && !ep->host.socket) {
+	} else if (err->code == -EADDRINUSE) {
 		ep->state = ENDPOINT_OPENING;
-		ep->owner = owner_ask(ep->hub->owner, ep->proto, &ep->host.ip, ep->host.port,
-				      on_owner, ep);
+		ask_owner(ep);
+	} else {
+		ep->state = ENDPOINT_WAITING;
 	}
-	ep->retry_ms = ep->hub->limits.retry_min_ms;
-	ep->failed_ms = uv_now(ep->retry.loop);
-	arm_retry(ep);
+	set_error(ep, "");
+}
+
+static bool is_time_for_owner(const struct endpoint *ep)
+{
+	uint64_t wait = (uint64_t)ENDPOINT_OWNER_RETRIES * ep->hub->limits.retry_max_ms;
+
+	return ep->failed.code == -EADDRINUSE && uv_now(ep->retry.loop) - ep->asked_ms >= wait;
+}
+
+static void set_failed_again(struct endpoint *ep, const struct error *err)
+{
+	bool is_news = err->code != ep->failed.code;
+
+	if (is_news)
+		set_failed(ep, err);
+	else if (is_time_for_owner(ep))
+		ask_owner(ep);
+	if (ep->state != ENDPOINT_DENIED)
+		arm_retry(ep);
+	if (is_news)
+		ep->ops->changed(ep->arg, ep);
 }
 
 static void on_retry(uv_timer_t *timer)
@@ -233,14 +272,12 @@ static void on_retry(uv_timer_t *timer)
 
 	if (ep->state == ENDPOINT_OPEN) {
 		complete(ep, &err);
-		return;
+	} else if (open_main(ep, &err) < 0) {
+		set_failed_again(ep, &err);
+	} else {
+		set_open(ep);
+		ep->ops->changed(ep->arg, ep);
 	}
-	if (open_main(ep, &err) < 0) {
-		arm_retry(ep);
-		return;
-	}
-	set_open(ep);
-	ep->ops->changed(ep->arg, ep);
 }
 
 int endpoint_try(struct endpoint *ep, struct error *err)
@@ -256,8 +293,13 @@ void endpoint_open(struct endpoint *ep)
 {
 	struct error err = { 0 };
 
-	if (endpoint_try(ep, &err) < 0)
-		set_failed(ep, &err);
+	if (endpoint_try(ep, &err) == 0)
+		return;
+	set_failed(ep, &err);
+	ep->retry_ms = ep->hub->limits.retry_min_ms;
+	ep->failed_ms = uv_now(ep->retry.loop);
+	if (ep->state != ENDPOINT_DENIED)
+		arm_retry(ep);
 }
 
 static void on_timer_closed(uv_handle_t *h)

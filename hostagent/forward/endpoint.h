@@ -8,7 +8,10 @@
  *	   └──────────▶ OPENING (taken; finding out by whom) ──▶ WAITING
  *	   └──────────▶ DENIED (EACCES: not ours to have, no retry)
  *	OPENING, WAITING ──tried again, 100 ms … 1 s, after a minute … 5 s──▶ OPEN
+ *	WAITING ──fails in another way──▶ OPENING, WAITING, DENIED
  *	any ──close──▶ CLOSING (descriptors are closed already; handles follow)
+ *
+ * Who has it is asked again every 30 s: the error is about now, not about the first try.
  *
  * 127.0.0.1 brings a companion on ::1 (localhost is ::1 first for many
  * clients), 0.0.0.0 one on [::]; where that is missing, silently not, and where it

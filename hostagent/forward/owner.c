@@ -31,14 +31,14 @@ struct found {
 struct proc_net {
 	const char *path;
 	int proto;
-	unsigned state; /* TCP_LISTEN, or what an unconnected UDP socket shows */
+	unsigned state; /* TCP_LISTEN; 0: any, a connected UDP socket has its port as well */
 };
 
 static const struct proc_net files[] = {
 	{ "/proc/net/tcp", IPPROTO_TCP, 0x0a },
 	{ "/proc/net/tcp6", IPPROTO_TCP, 0x0a },
-	{ "/proc/net/udp", IPPROTO_UDP, 0x07 },
-	{ "/proc/net/udp6", IPPROTO_UDP, 0x07 },
+	{ "/proc/net/udp", IPPROTO_UDP, 0 },
+	{ "/proc/net/udp6", IPPROTO_UDP, 0 },
 };
 
 /* Hex words as they lie in memory (Linux net/ipv4/tcp_ipv4.c get_tcp4_sock). */
@@ -79,15 +79,45 @@ static void look_at_line(const struct proc_net *file, const char *line,
 
 	if (sscanf(line, " %*u: %32[0-9A-Fa-f]:%x %*s %x %*s %*s %*s %u %*u %lu", ip_hex, &port,
 		   &state, &uid, &inode) != 5 ||
-	    state != file->state || !parse_ip(ip_hex, &ip))
+	    (file->state && state != file->state) || !parse_ip(ip_hex, &ip))
 		return;
 	for (size_t i = 0; i < n; i++) {
 		const struct owner_query *q = queries[i];
 
-		if (found[i].inode == 0 && q->proto == file->proto && q->port == port &&
+		if (found[i].inode == 0 && !q->path && q->proto == file->proto && q->port == port &&
 		    collides(&q->ip, &ip))
 			found[i] = (struct found){ inode, uid };
 	}
+}
+
+/* Flags (hex), inode and path (Linux net/unix/af_unix.c unix_seq_show); connections
+ * show their listener's path, but not its flag. */
+static void look_at_unix_line(char *line, struct owner_query *const *queries, struct found *found,
+			      size_t n)
+{
+	const unsigned accepts = 0x10000; /* __SO_ACCEPTCON, linux/net.h */
+	unsigned long inode;
+	unsigned flags;
+	struct stat st;
+	int at = 0;
+
+	if (sscanf(line, "%*x: %*x %*x %x %*x %*x %lu %n", &flags, &inode, &at) != 2 || !at ||
+	    !(flags & accepts))
+		return;
+	line[strcspn(line, "\n")] = 0;
+	for (size_t i = 0; i < n; i++)
+		if (found[i].inode == 0 && queries[i]->path && streq(queries[i]->path, line + at))
+			found[i] = (struct found){ inode, lstat(line + at, &st) ? 0 : st.st_uid };
+}
+
+static void find_unix_inodes(struct owner_query *const *queries, struct found *found, size_t n)
+{
+	scoped_file FILE *f = fopen("/proc/net/unix", "re");
+	scoped_free char *line = NULL;
+	size_t cap = 0;
+
+	while (f && getline(&line, &cap, f) > 0)
+		look_at_unix_line(line, queries, found, n);
 }
 
 static void find_inodes(struct owner_query *const *queries, struct found *found, size_t n)
@@ -211,6 +241,7 @@ void owner_scan(struct owner_query *const *queries, size_t n)
 	struct dirent *e;
 
 	find_inodes(queries, found, n);
+	find_unix_inodes(queries, found, n);
 	while (proc && (e = readdir(proc)))
 		if (isdigit((unsigned char)*e->d_name))
 			look_at_process(e->d_name, queries, found, n);
@@ -224,12 +255,19 @@ void owner_scan(struct owner_query *const *queries, size_t n)
 
 struct owner_request { /* owner: the finder, until answered */
 	struct owner_query query;
+	char *path; /* the query's */
 	void (*done)(void *arg, const char *answer); /* NULL: cancelled */
 	void *arg;
 	STAILQ_ENTRY(owner_request) next;
 };
 
 STAILQ_HEAD(owner_list, owner_request);
+
+static void request_free(struct owner_request *r)
+{
+	free(r->path);
+	free(r);
+}
 
 struct owner_finder {
 	struct hub *hub;
@@ -262,7 +300,7 @@ static void on_looked(uv_work_t *work, int status)
 		STAILQ_REMOVE_HEAD(&f->looking, next);
 		if (r->done)
 			r->done(r->arg, r->query.answer);
-		free(r);
+		request_free(r);
 	}
 	f->running = false;
 	start(f);
@@ -276,7 +314,7 @@ static void start(struct owner_finder *f)
 	for (int i = 0; !f->running && i < OWNER_BATCH && (r = STAILQ_FIRST(&f->asked));) {
 		STAILQ_REMOVE_HEAD(&f->asked, next);
 		if (!r->done) {
-			free(r);
+			request_free(r);
 			continue;
 		}
 		STAILQ_INSERT_TAIL(&f->looking, r, next);
@@ -307,23 +345,41 @@ void owner_finder_free(struct owner_finder *f)
 	assert(!f->running);
 	while ((r = STAILQ_FIRST(&f->asked))) {
 		STAILQ_REMOVE_HEAD(&f->asked, next);
-		free(r);
+		request_free(r);
 	}
 	free(f);
+}
+
+static struct owner_request *ask(struct owner_finder *f, const struct owner_query *query,
+				 void (*done)(void *arg, const char *answer), void *arg)
+{
+	struct owner_request *r = xnew(struct owner_request);
+
+	r->query = *query;
+	if (query->path)
+		r->query.path = r->path = xstrdup(query->path);
+	r->done = done;
+	r->arg = arg;
+	STAILQ_INSERT_TAIL(&f->asked, r, next);
+	start(f);
+	return r;
 }
 
 struct owner_request *owner_ask(struct owner_finder *f, int proto, const struct in6_addr *ip,
 				uint16_t port, void (*done)(void *arg, const char *answer),
 				void *arg)
 {
-	struct owner_request *r = xnew(struct owner_request);
+	struct owner_query query = { .proto = proto, .ip = *ip, .port = port };
 
-	r->query = (struct owner_query){ .proto = proto, .ip = *ip, .port = port };
-	r->done = done;
-	r->arg = arg;
-	STAILQ_INSERT_TAIL(&f->asked, r, next);
-	start(f);
-	return r;
+	return ask(f, &query, done, arg);
+}
+
+struct owner_request *owner_ask_path(struct owner_finder *f, const char *path,
+				     void (*done)(void *arg, const char *answer), void *arg)
+{
+	struct owner_query query = { .path = path };
+
+	return ask(f, &query, done, arg);
 }
 
 void owner_cancel(struct owner_request *r)

@@ -1,6 +1,6 @@
 /* owner.h - who has the host port that we cannot bind
  *
- * Reads /proc/net/{tcp,udp}{,6} for the socket's inode and the /proc/PID/fd
+ * Reads /proc/net/{tcp,udp}{,6}, for a unix socket /proc/net/unix, for the socket's inode and the /proc/PID/fd
  * links of processes we may look into for who holds it. That takes milliseconds
  * and grows with the host's processes, so it runs in libuv's pool: one look at
  * a time, which answers all who asked up to then.
@@ -18,6 +18,7 @@ struct owner_query {
 	int proto;          /* IPPROTO_TCP, IPPROTO_UDP */
 	struct in6_addr ip; /* what we wanted to bind */
 	uint16_t port;
+	const char *path;   /* NULL, or a listening unix socket's: counts instead */
 	/* "nginx, pid 812", "instance `db`, pid 4711" for what runs for one of ours,
 	 * "a process of user 112", "": unknown */
 	char answer[120];
@@ -32,4 +33,6 @@ void owner_finder_free(struct owner_finder *f); /* when the hub is idle */
 struct owner_request *owner_ask(struct owner_finder *f, int proto, const struct in6_addr *ip,
 				uint16_t port, void (*done)(void *arg, const char *answer),
 				void *arg);
+struct owner_request *owner_ask_path(struct owner_finder *f, const char *path,
+				     void (*done)(void *arg, const char *answer), void *arg);
 void owner_cancel(struct owner_request *r);

@@ -127,25 +127,44 @@ uint16_t fx_free_port(void)
 
 /* --- the loop ---------------------------------------------------------------- */
 
+struct turn {
+	uv_timer_t timer;
+	uv_prepare_t before_poll;
+	bool late;
+	bool (*done)(void *arg); /* NULL: never */
+	void *arg;
+};
+
 static void on_timer(uv_timer_t *t)
 {
-	*(bool *)t->data = true;
+	((struct turn *)t->data)->late = true;
+}
+
+/* A round begins with timers: what they did must not wait for the poll's end. */
+static void on_before_poll(uv_prepare_t *p)
+{
+	struct turn *t = p->data;
+
+	if (t->done && t->done(t->arg))
+		uv_stop(p->loop);
 }
 
 static bool turn_until(struct fx *fx, unsigned ms, bool (*done)(void *arg), void *arg)
 {
-	bool late = false;
-	uv_timer_t timer;
+	struct turn t = { .done = done, .arg = arg };
 
-	uv_timer_init(&fx->loop.uv, &timer);
-	timer.data = &late;
+	uv_timer_init(&fx->loop.uv, &t.timer);
+	uv_prepare_init(&fx->loop.uv, &t.before_poll);
+	t.timer.data = t.before_poll.data = &t;
 	uv_update_time(&fx->loop.uv);
-	uv_timer_start(&timer, on_timer, ms, 0);
-	while (!late && !(done && done(arg)))
+	uv_timer_start(&t.timer, on_timer, ms, 0);
+	uv_prepare_start(&t.before_poll, on_before_poll);
+	while (!t.late && !(done && done(arg)))
 		uv_run(&fx->loop.uv, UV_RUN_ONCE);
-	uv_close((uv_handle_t *)&timer, NULL);
+	uv_close((uv_handle_t *)&t.timer, NULL);
+	uv_close((uv_handle_t *)&t.before_poll, NULL);
 	uv_run(&fx->loop.uv, UV_RUN_NOWAIT);
-	return !late;
+	return !t.late;
 }
 
 bool fx_until(struct fx *fx, bool (*done)(void *arg), void *arg)

@@ -1,12 +1,16 @@
 /* Who gets a host address that several want, and a host port that we choose. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -282,6 +286,140 @@ static void test_slots_two_servers_on_one_guest_port_by_choice(void **state)
 	fx_stop(&fx);
 }
 
+/* --- who has it -------------------------------------------------------------- */
+
+struct wanted {
+	struct fx *fx;
+	char row[240];
+};
+
+static bool first_row_is(void *arg)
+{
+	const struct wanted *w = arg;
+
+	return strcmp(list(w->fx)->text[0], w->row) == 0;
+}
+
+static bool becomes(struct fx *fx, const char *row)
+{
+	struct wanted w = { .fx = fx };
+
+	snprintf(w.row, sizeof(w.row), "%s", row);
+	return fx_until(fx, first_row_is, &w);
+}
+
+/* A child that has what we have open. */
+static pid_t fork_holder(void)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		for (;;)
+			pause();
+	return pid;
+}
+
+static void end_holder(pid_t pid)
+{
+	int status;
+
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+}
+
+static const char *taken_row(uint16_t p, pid_t pid)
+{
+	return expect("tcp 127.0.0.1:%u 127.0.0.1:%u waiting address already in use "
+		      "(forward_slots_t, pid %d)", p, p, pid);
+}
+
+static void test_slots_owner_is_who_has_it_now(void **state)
+{
+	struct forward_limits limits = { .retry_max_ms = 30 };
+	uint16_t p = fx_free_port();
+	int other = fx_bind(SOCK_STREAM, "127.0.0.1", p);
+	struct fx fx;
+	pid_t pid;
+
+	fx_start(&fx, NULL, 0, &limits);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	assert_true(becomes(&fx, taken_row(p, getpid())));
+	pid = fork_holder();
+	close(other);
+	assert_true(becomes(&fx, taken_row(p, pid)));
+	assert_int_equal(fx.events.len, 1); /* it failed all the time */
+	end_holder(pid);
+	assert_true(fx_wait_event(&fx, "forwarding"));
+	fx_stop(&fx);
+}
+
+static void test_slots_error_is_the_one_of_now(void **state)
+{
+	struct forward_limits limits = { .retry_max_ms = 30 };
+	uint16_t p = fx_free_port();
+	int other = fx_bind(SOCK_STREAM, "127.0.0.1", p);
+	rlim_t before;
+	struct fx fx;
+
+	fx_start(&fx, NULL, 0, &limits);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	assert_true(becomes(&fx, taken_row(p, getpid())));
+	before = leave_no_descriptors();
+	assert_true(becomes(&fx, expect("tcp 127.0.0.1:%u 127.0.0.1:%u waiting socket: too many "
+					"open files", p, p)));
+	allow_descriptors(before);
+	assert_true(becomes(&fx, taken_row(p, getpid())));
+	assert_int_equal(fx.events.len, 1);
+	close(other);
+	assert_true(fx_wait_event(&fx, "forwarding"));
+	fx_stop(&fx);
+}
+
+static void test_slots_owner_of_a_connected_udp_socket(void **state)
+{
+	uint16_t p = fx_free_port(), q = fx_free_port();
+	int other = fx_bind(SOCK_DGRAM, "127.0.0.1", p), peer = fx_bind(SOCK_DGRAM, "127.0.0.1", q);
+	struct sockaddr_storage sa;
+	struct in6_addr ip = address_v4(127, 0, 0, 1);
+	socklen_t len = address_to_sockaddr(&ip, q, &sa);
+	struct fx fx;
+
+	assert_int_equal(connect(other, (struct sockaddr *)&sa, len), 0);
+	fx_start(&fx, NULL, 0, NULL);
+	fx_add(&fx, IPPROTO_UDP, "127.0.0.1", p);
+	assert_true(fx_wait_event(&fx, "failed"));
+	assert_non_null(strstr(newest(&fx), expect("in use (forward_slots_t, pid %d)", getpid())));
+	fx_stop(&fx);
+	close(other);
+	close(peer);
+}
+
+static void test_slots_owner_of_a_socket_file(void **state)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct config_port_forward r = rule(8080, 8080);
+	struct forward_limits limits = { .retry_max_ms = 30 };
+	char dir[] = "/tmp/lima-slots-XXXXXX";
+	int other = socket(AF_UNIX, SOCK_STREAM, 0);
+	struct fx fx;
+
+	assert_non_null(mkdtemp(dir));
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/x.sock", dir);
+	r.host_socket = addr.sun_path;
+	assert_int_equal(bind(other, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	assert_int_equal(listen(other, 8), 0);
+	fx_start(&fx, &r, 1, &limits);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 8080);
+	assert_true(fx_wait_event(&fx, "failed"));
+	assert_string_equal(newest(&fx), expect("failed tcp 127.0.0.1:8080 %s another program "
+						"listens there (forward_slots_t, pid %d)",
+						addr.sun_path, getpid()));
+	close(other);
+	assert_true(fx_wait_event(&fx, "forwarding"));
+	fx_stop(&fx);
+	rmdir(dir);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -292,6 +430,10 @@ int main(void)
 		cmocka_unit_test(test_slots_two_servers_on_one_guest_port),
 		cmocka_unit_test(test_slots_second_server_joins_the_wildcard_that_stays),
 		cmocka_unit_test(test_slots_two_servers_on_one_guest_port_by_choice),
+		cmocka_unit_test(test_slots_owner_is_who_has_it_now),
+		cmocka_unit_test(test_slots_error_is_the_one_of_now),
+		cmocka_unit_test(test_slots_owner_of_a_connected_udp_socket),
+		cmocka_unit_test(test_slots_owner_of_a_socket_file),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
