@@ -23,6 +23,7 @@ enum {
 	NO_FD = 1 << 8,		/* in the word that comes with an eventfd */
 	RING_MASK = 0xff,
 	FDS_MAX = MEMORY_REGIONS_MAX,
+	ACCEPT_AGAIN_MS = 250,	/* when there is no descriptor left */
 };
 
 struct memory_message {
@@ -86,6 +87,7 @@ struct ring_setup {		/* beside the ring itself */
 struct vhost_user {
 	struct vhost_user_device dev;
 	struct watch *listener;
+	uv_timer_t again;	/* runs while the listener rests */
 	struct watch *qemu;	/* NULL: nobody is connected */
 	unsigned handles;
 	bool closing;
@@ -115,16 +117,26 @@ struct vring *vhost_user_ring(struct vhost_user *vu, unsigned ring)
 
 /* --- watched descriptors -------------------------------------------------- */
 
+static void handle_is_closed(struct vhost_user *vu)
+{
+	if (--vu->handles > 0 || !vu->closing)
+		return;
+	vu->closed(vu->closed_arg);
+	free(vu);
+}
+
+static void on_timer_closed(uv_handle_t *h)
+{
+	handle_is_closed(h->data);
+}
+
 static void on_watch_closed(uv_handle_t *h)
 {
 	struct watch *w = h->data;
 	struct vhost_user *vu = w->counted;
 
 	free(w);
-	if (--vu->handles > 0 || !vu->closing)
-		return;
-	vu->closed(vu->closed_arg);
-	free(vu);
+	handle_is_closed(vu);
 }
 
 /* Takes @fd, also on failure. */
@@ -625,6 +637,25 @@ static void on_message(uv_poll_t *poll, int status, int events)
 		serve_qemu(w->vu);
 }
 
+static void on_caller(uv_poll_t *poll, int status, int events);
+
+static void on_again(uv_timer_t *timer)
+{
+	struct vhost_user *vu = timer->data;
+
+	if (!vu->closing)
+		uv_poll_start(&vu->listener->poll, UV_READABLE, on_caller);
+}
+
+/* It stays readable as long as QEMU waits there. */
+static void accept_later(struct vhost_user *vu, int errnum)
+{
+	log_warn_limited("vhost-user: cannot accept QEMU: %s; trying again in %d ms",
+			 error_text(-errnum), ACCEPT_AGAIN_MS);
+	uv_poll_stop(&vu->listener->poll);
+	uv_timer_start(&vu->again, on_again, ACCEPT_AGAIN_MS, 0);
+}
+
 static void on_caller(uv_poll_t *poll, int status, int events)
 {
 	struct watch *w = poll->data;
@@ -635,8 +666,11 @@ static void on_caller(uv_poll_t *poll, int status, int events)
 	if (!vu)
 		return;
 	fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (fd < 0)
+	if (fd < 0) {
+		if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+			accept_later(vu, errno);
 		return;
+	}
 	if (vu->qemu)	/* the one before may just have hung up */
 		serve_qemu(vu);
 	if (vu->closing || vu->qemu) {
@@ -663,6 +697,9 @@ int vhost_user_new(const struct vhost_user_device *dev, int listen_fd, struct vh
 		free(vu);
 		return error_wrap(err, "vhost-user socket");
 	}
+	uv_timer_init(&dev->loop->uv, &vu->again);
+	vu->again.data = vu;
+	vu->handles++;
 	*ret = vu;
 	return 0;
 }
@@ -675,4 +712,5 @@ void vhost_user_close(struct vhost_user *vu, void (*closed)(void *arg), void *ar
 	vu->closed_arg = arg;
 	hang_up(vu);
 	watch_close(&vu->listener);
+	uv_close((uv_handle_t *)&vu->again, on_timer_closed);
 }

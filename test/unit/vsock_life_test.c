@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -236,6 +237,41 @@ static void test_vsock_bad_rings_stop_the_device(void **state)
 	fx_stop(&fx);
 }
 
+static unsigned turns_in_200_ms(void)
+{
+	uint64_t until_ns = uv_hrtime() + 200 * 1000000ull;
+	unsigned n = 0;
+
+	for (; uv_hrtime() < until_ns; n++)
+		uv_run(&fx.loop.uv, UV_RUN_ONCE);
+	return n;
+}
+
+/* QEMU calls while there is no descriptor left: later, and meanwhile the loop rests. */
+static void test_vsock_out_of_descriptors_qemu_waits(void **state)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	struct rlimit before, none;
+	int caller = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), next;
+
+	fx_open(&fx, NULL);
+	strcpy(sa.sun_path, fx.path);
+	assert_int_equal(connect(caller, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	getrlimit(RLIMIT_NOFILE, &before);
+	none = before;
+	next = dup(caller);
+	none.rlim_cur = (rlim_t)next;
+	close(next);
+	setrlimit(RLIMIT_NOFILE, &none);
+	assert_in_range(turns_in_200_ms(), 1, 1000);	/* the mock's tick makes 200 */
+	setrlimit(RLIMIT_NOFILE, &before);
+	close(caller);
+	vsock_guest_run(&fx.guest, vsock_guest_live, NULL);
+	assert_true(until(&fx, is_up, &fx));
+	echo_with(&fx, GUEST_ECHO);
+	fx_stop(&fx);
+}
+
 static void broken_receive_ring(struct vsock_guest *g, void *arg)
 {
 	vsock_guest_connect(g);
@@ -400,6 +436,7 @@ int main(void)
 		cmocka_unit_test(test_vsock_qemu_hangs_up_and_another_comes),
 		cmocka_unit_test(test_vsock_bad_messages_end_the_connection),
 		cmocka_unit_test(test_vsock_bad_rings_stop_the_device),
+		cmocka_unit_test(test_vsock_out_of_descriptors_qemu_waits),
 		cmocka_unit_test(test_vsock_a_broken_receive_ring_leaves_the_loop_at_rest),
 		cmocka_unit_test(test_vsock_a_guest_deaf_to_the_hello_is_reset),
 		cmocka_unit_test(test_vsock_no_answer_before_the_end_is_a_reset),
