@@ -88,13 +88,18 @@ static void decide_rule(const struct wishes *all, const struct wish *w, struct d
 		 rule ? "decides" : "ignores it");
 }
 
-static struct wish *static_wish(const struct wishes *all, const struct wish *listener,
-				const struct rule *rule)
+/* The static wish that stands for a listener; not one that another rule decided about. */
+static struct wish *covering(const struct wishes *all, const struct wish *w,
+			     const struct rule *rule)
 {
-	struct guest_port key = listener->key;
+	struct guest_port key = w->key;
+	struct wish *s;
 
+	if (w->of_static || !rule->c.is_static)
+		return NULL;
 	key.ip = rule->c.guest_ip;
-	return wish_find(all, &key, rule);
+	s = wish_find(all, &key, rule);
+	return s && s->rule == rule ? s : NULL;
 }
 
 static void decide(const struct wishes *all, const struct wish *w, struct decision *d)
@@ -103,8 +108,7 @@ static void decide(const struct wishes *all, const struct wish *w, struct decisi
 	decide_rule(all, w, d);
 	if (!d->rule)
 		return;
-	if (!w->of_static && d->rule->c.is_static &&
-	    (d->cover = static_wish(all, w, d->rule))) {
+	if ((d->cover = covering(all, w, d->rule))) {
 		d->kind = WISH_COVERED;
 		return;
 	}

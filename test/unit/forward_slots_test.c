@@ -420,6 +420,31 @@ static void test_slots_owner_of_a_socket_file(void **state)
 	rmdir(dir);
 }
 
+/* --- who stays without one --------------------------------------------------- */
+
+/* A static rule whose port an earlier rule decides about stands for nobody. */
+static void test_slots_static_that_is_closed_covers_no_listener(void **state)
+{
+	uint16_t p = fx_free_port(), q = fx_free_port();
+	struct config_port_forward rules[] = { rule(p, q), rule(p, p) };
+	struct fx fx;
+
+	rules[1].guest_ip = fx_port(0, "0.0.0.0", 1).ip; /* guestIPMustBeZero: false */
+	rules[1].is_static = true;
+	rules[1].proto = L4_TCP;
+	fx_start(&fx, rules, 2, NULL);
+	assert_string_equal(newest(&fx), expect("not-forwarding tcp 127.0.0.1:%u - portForwards[0] "
+						"comes first and decides", p));
+	fx_add(&fx, IPPROTO_TCP, "192.168.5.15", p);
+	assert_string_equal(newest(&fx),
+			    expect("forwarding tcp 192.168.5.15:%u 127.0.0.1:%u", p, p));
+	assert_int_equal(list(&fx)->n, 2);
+	assert_true(reachable("127.0.0.1", p));
+	fx_turn(&fx, 20);
+	assert_string_equal(fx.lane.last_addr, expect("192.168.5.15:%u", p));
+	fx_stop(&fx);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -434,6 +459,7 @@ int main(void)
 		cmocka_unit_test(test_slots_error_is_the_one_of_now),
 		cmocka_unit_test(test_slots_owner_of_a_connected_udp_socket),
 		cmocka_unit_test(test_slots_owner_of_a_socket_file),
+		cmocka_unit_test(test_slots_static_that_is_closed_covers_no_listener),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
