@@ -99,7 +99,8 @@ void forward_change_ports(struct forward *f, const struct guest_port *added, siz
 /* --- rules ------------------------------------------------------------------- */
 
 /* Each port of a static rule, once for each protocol. What plain mode has, ssh,
- * carries no UDP: a rule for both means TCP there. */
+ * carries no UDP: a rule for both means TCP there, one for UDP alone stays closed
+ * and says so. */
 static void statics_add(struct forward *f, struct rule *rule)
 {
 	static const int protos[] = { IPPROTO_TCP, IPPROTO_UDP };
@@ -110,7 +111,8 @@ static void statics_add(struct forward *f, struct rule *rule)
 		struct guest_port key = { .proto = protos[i], .ip = rule->c.guest_ip };
 
 		if (!rule_speaks(&rule->c, key.proto) ||
-		    (key.proto == IPPROTO_UDP && f->wishes.config->plain))
+		    (key.proto == IPPROTO_UDP && f->wishes.config->plain &&
+		     rule->c.proto != L4_UDP))
 			continue;
 		for (unsigned port = rule->c.guest_port[0]; port <= rule->c.guest_port[1]; port++) {
 			key.port = (uint16_t)port;

@@ -108,6 +108,11 @@ static void decide(const struct wishes *all, const struct wish *w, struct decisi
 	decide_rule(all, w, d);
 	if (!d->rule)
 		return;
+	if (w->key.proto == IPPROTO_UDP && all->config->plain) {
+		snprintf(d->error, sizeof(d->error),
+			 "plain mode has ssh only, which carries no udp");
+		return;
+	}
 	if ((d->cover = covering(all, w, d->rule))) {
 		d->kind = WISH_COVERED;
 		return;

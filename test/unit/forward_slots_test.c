@@ -445,6 +445,39 @@ static void test_slots_static_that_is_closed_covers_no_listener(void **state)
 	fx_stop(&fx);
 }
 
+static void on_rule(void *arg, const struct forward_row *row)
+{
+	unsigned *ids = arg;
+
+	ids[ids[0]++ + 1] = row->rule_id;
+}
+
+/* The file's rule and a live one: each has a row of its own that says why. */
+static void test_slots_static_udp_of_plain_mode_says_why(void **state)
+{
+	struct config_port_forward r = rule(5000, fx_free_port()), live = rule(5001, fx_free_port());
+	struct config c = { .port_forwards = &r, .n_port_forwards = 1, .plain = true };
+	struct forward_options more = { 0 };
+	struct error err = { 0 };
+	unsigned id, ids[4] = { 0 };
+	struct fx fx;
+
+	r.is_static = live.is_static = true;
+	r.proto = live.proto = L4_UDP;
+	fx_start_with(&fx, &c, &more);
+	assert_string_equal(newest(&fx), "not-forwarding udp 127.0.0.1:5000 - plain mode has ssh "
+					 "only, which carries no udp");
+	assert_int_equal(forward_add_rule(fx.forward, &live, &id, &err), 0);
+	assert_string_equal(list(&fx)->text[1], "udp 127.0.0.1:5001 - not-forwarded plain mode has "
+						"ssh only, which carries no udp");
+	forward_list(fx.forward, on_rule, ids);
+	assert_int_equal(ids[0], 2);
+	assert_int_equal(ids[2], id);
+	assert_int_equal(forward_remove_rule(fx.forward, id, &err), 0);
+	assert_int_equal(list(&fx)->n, 1);
+	fx_stop(&fx);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -460,6 +493,7 @@ int main(void)
 		cmocka_unit_test(test_slots_owner_of_a_connected_udp_socket),
 		cmocka_unit_test(test_slots_owner_of_a_socket_file),
 		cmocka_unit_test(test_slots_static_that_is_closed_covers_no_listener),
+		cmocka_unit_test(test_slots_static_udp_of_plain_mode_says_why),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
