@@ -24,16 +24,17 @@ const char *wish_protocol(const struct wish *w)
 
 /* --- standing ---------------------------------------------------------------- */
 
-/* Ports that a desktop host usually has a service of its own on: not worth a
+/* Host ports that a desktop usually has a service of its own on: not worth a
  * complaint (reference/port-forwarding.md §5: dns, ntp, mdns, llmnr). */
-static bool is_usually_taken(const struct guest_port *key)
+static bool is_usually_taken(const struct endpoint *ep)
 {
 	static const uint16_t udp[] = { 53, 323, 5353, 5355 };
+	const struct rule_host *host = endpoint_host(ep);
 
-	if (key->proto == IPPROTO_TCP)
-		return key->port == 53;
+	if (host->socket || endpoint_proto(ep) == IPPROTO_TCP)
+		return !host->socket && host->port == 53;
 	for (size_t i = 0; i < ARRAY_SIZE(udp); i++)
-		if (key->port == udp[i])
+		if (host->port == udp[i])
 			return true;
 	return false;
 }
@@ -61,7 +62,7 @@ static bool current_type(const struct wishes *all, const struct wish *w,
 		*ret = w->stands_aside ? FORWARD_FAILED : FORWARD_FORWARDING;
 		return true;
 	case ENDPOINT_WAITING:
-		if (!is_usually_taken(&w->key))
+		if (!is_usually_taken(w->slot->ep))
 			*ret = FORWARD_FAILED;
 		return true;
 	case ENDPOINT_DENIED: return true;

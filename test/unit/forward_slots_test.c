@@ -478,6 +478,26 @@ static void test_slots_static_udp_of_plain_mode_says_why(void **state)
 	fx_stop(&fx);
 }
 
+/* What the host has a service on counts, whatever the guest's port is. */
+static void test_slots_usual_service_of_the_host_by_its_port(void **state)
+{
+	uint16_t p = fx_free_port();
+	struct config_port_forward rules[] = { rule(5000, 5355), rule(5355, p) };
+	int usual = fx_bind(SOCK_DGRAM, "127.0.0.1", 5355), other = fx_bind(SOCK_DGRAM, "127.0.0.1", p);
+	struct fx fx;
+
+	fx_start(&fx, rules, 2, NULL);
+	fx_add(&fx, IPPROTO_UDP, "127.0.0.1", 5000);
+	assert_true(fx_wait_event(&fx, "not-forwarding udp 127.0.0.1:5000 127.0.0.1:5355 address "
+				       "already in use"));
+	fx_add(&fx, IPPROTO_UDP, "127.0.0.1", 5355);
+	assert_true(fx_wait_event(&fx, expect("failed udp 127.0.0.1:5355 127.0.0.1:%u", p)));
+	fx_stop(&fx);
+	close(other);
+	if (usual >= 0)
+		close(usual);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -494,6 +514,7 @@ int main(void)
 		cmocka_unit_test(test_slots_owner_of_a_socket_file),
 		cmocka_unit_test(test_slots_static_that_is_closed_covers_no_listener),
 		cmocka_unit_test(test_slots_static_udp_of_plain_mode_says_why),
+		cmocka_unit_test(test_slots_usual_service_of_the_host_by_its_port),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
