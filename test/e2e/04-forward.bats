@@ -133,6 +133,11 @@ streams_idle() {	# until it is sent SIGUSR1
 	streams many 20321 2000
 }
 
+@test "600 connections end together, and their clients are back at once" {
+	streams end-together 20320 600
+	streams end-together 20321 600
+}
+
 @test "32 clients that come and go, some of them rudely" {
 	streams busy-clients 20320 5
 	streams busy-clients 20321 5

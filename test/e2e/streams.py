@@ -11,6 +11,7 @@
   streams.py many PORT N            N connections at once, each echoes its own name
   streams.py reuse CONTROL PORT N   a server on one port stopped and started N times
   streams.py busy-clients PORT SECONDS  clients that connect, talk and leave, as k3s does
+  streams.py end-together PORT N        the server ends N at once, whose clients come back at once
   streams.py idle SECONDS PORT…     connections on which nothing is said, until the time is
                                     up or SIGUSR1 comes, and which must work then
 
@@ -177,6 +178,7 @@ class Clients:
         self.poll = select.epoll()
         self.poll.register(listener, select.EPOLLIN)
         self.known = {}     # by descriptor: (socket, whether it has said what it wants)
+        self.together = []
 
     def accept(self):
         c, _ = self.listener.accept()
@@ -193,7 +195,13 @@ class Clients:
                 c.sendall(data)
             elif words := first_line(c):
                 self.known[fd] = (c, True)
-                if words[0] != "name":
+                if words[0] == "together":
+                    self.together.append(c)
+                    c.sendall(b"!")
+                elif words[0] == "end_together":
+                    self.end(self.together + [c])
+                    self.together = []
+                elif words[0] != "name":
                     self.drop(fd)
                     threading.Thread(target=serve_one, args=(c, words[0], words[1:]), daemon=True).start()
         except BlockingIOError:
@@ -205,6 +213,12 @@ class Clients:
     def drop(self, fd):
         self.poll.unregister(fd)
         del self.known[fd]
+
+    def end(self, some):
+        for c in some:
+            self.drop(c.fileno())
+        for c in some:
+            c.close()
 
     def serve(self):
         try:
@@ -563,36 +577,79 @@ def reuse(control, port, n):
                 pass
 
 
-def busy_clients(port, seconds):
-    """32 clients for a while: connect, say something, some leave rudely."""
-    end, bad = time.monotonic() + float(seconds), []
+def run_threads(n, client):
+    """n of client(number); ends the program when one raised."""
+    bad = []
 
-    def client(me):
-        i = 0
+    def guarded(me):
         try:
-            while time.monotonic() < end:
-                i += 1
-                s = connect(port, "echo")
-                s.sendall(b"%d.%d" % (me, i))
-                name = b"%d.%d" % (me, i)
-                assert (got := exactly(s, len(name))) == name, f"{got!r} instead of {name!r}"
-                if i % 3 == 0:
-                    reset(s)
-                elif i % 3 == 1:
-                    s.shutdown(socket.SHUT_WR)
-                    assert s.recv(1) == b""
-                    s.close()
-                else:
-                    s.close()
+            client(me)
         except (OSError, AssertionError) as e:
-            bad.append(f"client {me}, call {i}: {type(e).__name__} {e}")
+            bad.append(f"client {me}: {type(e).__name__} {e}")
 
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(32)]
+    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(n)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    sys.exit("\n".join(bad) if bad else 0)
+    if bad:
+        sys.exit(f"{len(bad)} of {n} failed:\n" + "\n".join(bad[:10]))
+
+
+def busy_clients(port, seconds):
+    """32 clients for a while: connect, say something, some leave rudely."""
+    end = time.monotonic() + float(seconds)
+
+    def client(me):
+        i = 0
+        while time.monotonic() < end:
+            i += 1
+            s = connect(port, "echo")
+            name = b"%d.%d" % (me, i)
+            s.sendall(name)
+            assert (got := exactly(s, len(name))) == name, f"{got!r} instead of {name!r}"
+            if i % 3 == 0:
+                reset(s)
+            elif i % 3 == 1:
+                s.shutdown(socket.SHUT_WR)
+                assert s.recv(1) == b""
+                s.close()
+            else:
+                s.close()
+
+    run_threads(32, client)
+
+
+def end_together(port, n):
+    """Connections that are free again are given to those who come back: none may be taken
+    from under a client."""
+    raise_files()
+    held, n = {}, int(n)
+    poll = select.epoll()
+    for _ in range(n):
+        s = connect(port, "together")
+        assert exactly(s, 1) == b"!"
+        held[s.fileno()] = s
+        poll.register(s, select.EPOLLIN)
+    connect(port, "end_together").close()
+    back = []
+    while held:
+        ended = poll.poll(DEADLINE)
+        assert ended, f"{len(held)} of {n} did not end"
+        for fd, _ in ended:
+            poll.unregister(fd)
+            with held.pop(fd) as s:
+                assert receive(s) == b""
+            back.append(connect(port, "name"))
+            back[-1].sendall(b"%08d" % len(back))
+    lost = 0
+    for i, s in enumerate(back, 1):
+        try:
+            lost += exactly(s, 8) != b"%08d" % i
+        except OSError:
+            lost += 1
+        s.close()
+    assert not lost, f"{lost} of {n} who came back were lost"
 
 
 # --- nothing for a long time ---------------------------------------------------
