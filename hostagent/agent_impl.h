@@ -140,6 +140,8 @@ void agent_vsock_undo(void *ctx, struct steps *s);
 bool agent_ssh_over_vsock(const struct agent *a);
 void agent_vsock_started(struct agent *a);	/* the driver did, it was not adopted */
 void agent_vsock_forward_is_made(struct agent *a);
+/* Why there is none and none will come; NULL: it is there, or may come. Static. */
+const char *agent_vsock_missing(const struct agent *a);
 void agent_vsock_link_is_ready(struct agent *a);
 void agent_vsock_link_changed(struct agent *a);
 void agent_vsock_driver_event(struct agent *a, enum driver_event event);

@@ -101,6 +101,19 @@ static int parse_rule(const struct agent *a, const char *text, struct config_por
 	return 0;
 }
 
+/* Nobody who asks for a lane by name waits for one that never comes. UDP goes through
+ * gRPC whatever is asked for. */
+static int check_lane(const struct agent *a, const struct config_port_forward *rule,
+		      struct error *err)
+{
+	const char *why = agent_vsock_missing(a);
+
+	if (!why || rule->lane != CONFIG_LANE_VSOCK || rule->ignore || rule->proto == L4_UDP ||
+	    rule->guest_socket || rule->reverse || a->config->plain)
+		return 0;
+	return error_set(err, -ENOTSUP, "%s; `lane: auto` takes what there is", why);
+}
+
 struct chosen {
 	const unsigned *ids;
 	size_t n;
@@ -165,6 +178,8 @@ int agent_post_ports(void *arg, const json_t *body, json_t **ret, struct error *
 		rc = live_rules_check(w->text, err);
 		if (rc == 0)
 			rc = parse_rule(a, w->text, &w->rule, err);
+		if (rc == 0)
+			rc = check_lane(a, w->rule, err);
 	}
 	if (rc == 0)
 		rc = add_rules(a, wanted, n, ids, err);

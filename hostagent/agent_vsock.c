@@ -271,10 +271,24 @@ static void change_is_done(struct agent_vsock *v)
 	unref(v);
 }
 
+const char *agent_vsock_missing(const struct agent *a)
+{
+	if (!a->vsock)
+		return "lane vsock: the machine was started without a vsock device";
+	return a->vsock->impossible ? "lane vsock: QEMU has no vsock device" : NULL;
+}
+
+static void tell_missing(struct agent *a)
+{
+	if (a->forward)
+		forward_set_lane_missing(a->forward, CONFIG_LANE_VSOCK, agent_vsock_missing(a));
+}
+
 static void replug_failed(struct agent_vsock *v, const struct error *why)
 {
 	if (driver_runs(v) && why->code == -ENOTSUP) {
 		v->impossible = true;
+		tell_missing(v->a);
 		log_debug("agent: vsock: %s", why->msg);
 	} else if (driver_runs(v)) {
 		log_warn("agent: vsock: %s; forwards go through gRPC until it comes back", why->msg);
@@ -526,6 +540,7 @@ void agent_vsock_started(struct agent *a)
 
 void agent_vsock_forward_is_made(struct agent *a)
 {
+	tell_missing(a);
 	if (a->vsock && a->vsock->lane_usable)
 		forward_set_lane(a->forward, CONFIG_LANE_VSOCK, a->vsock->lane);
 }

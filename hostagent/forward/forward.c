@@ -294,6 +294,15 @@ static struct forward_row make_row(const struct wish *w)
 	};
 }
 
+static void tell_missing_lane(const struct forward *f, const struct wish *w,
+			      struct forward_row *row)
+{
+	const char *why = f->hub.lanes.missing[w->user.target->lane_wanted];
+
+	if (why && w->key.proto == IPPROTO_TCP && w->slot && !*row->error)
+		row->error = why;
+}
+
 struct lister {
 	struct forward *f;
 	void (*each)(void *arg, const struct forward_row *row);
@@ -322,12 +331,14 @@ void forward_list(struct forward *f, void (*each)(void *arg, const struct forwar
 
 	TAILQ_FOREACH(w, &f->wishes.statics, in_list) {
 		row = make_row(w);
+		tell_missing_lane(f, w, &row);
 		each(arg, &row);
 	}
 	if (f->sockets.list)
 		f->sockets.list(f->sockets.arg, list_socket, &lister);
 	TAILQ_FOREACH(w, &f->wishes.listeners, in_list) {
 		row = make_row(w);
+		tell_missing_lane(f, w, &row);
 		if (w->kind != WISH_COVERED)
 			each(arg, &row);
 	}
@@ -338,6 +349,12 @@ void forward_set_lane(struct forward *f, enum config_lane which, struct lane *la
 	f->hub.lanes.of[which] = lane;
 	tcp_set_lane_changed(f->hub.tcp, which);
 	udp_set_lane_changed(f->hub.udp);
+}
+
+void forward_set_lane_missing(struct forward *f, enum config_lane which, const char *why)
+{
+	f->hub.lanes.missing[which] = why;
+	tcp_set_lane_changed(f->hub.tcp, which);
 }
 
 /* --- life -------------------------------------------------------------------- */

@@ -99,6 +99,9 @@ void forward_change_ports(struct forward *f, const struct guest_port *added, siz
  * it set another. New connections take the best there is (lanes_choose()); those
  * that there are stay on theirs. */
 void forward_set_lane(struct forward *f, enum config_lane which, struct lane *lane);
+/* There is none of that kind and none will come, because @why (static); NULL: it may.
+ * TCP clients that would wait for it are reset at once, and rows say why. */
+void forward_set_lane_missing(struct forward *f, enum config_lane which, const char *why);
 
 /* One row per guest listener and per port of a static rule, for GET /v1/ports. */
 struct forward_row {

@@ -86,6 +86,7 @@ enum { LANE_COUNT = CONFIG_LANE_DIRECT + 1 };
 
 struct lanes {
 	struct lane *of[LANE_COUNT]; /* by enum config_lane; NULL: down. Borrowed */
+	const char *missing[LANE_COUNT]; /* static: why it never comes; NULL: it may */
 };
 
 /* The lane for a new connection, NULL: none now, may be later. AUTO and DIRECT fall

@@ -257,11 +257,12 @@ static int start_relay(struct tcp_conn *c, struct lane *lane, struct error *err)
 /* @c waits: takes the best lane, if there is one. May free @c. */
 static void conn_dial(struct tcp_conn *c)
 {
+	const struct lanes *lanes = &c->set->hub->lanes;
 	enum config_lane which;
 	struct error err = { 0 };
 	struct lane *lane;
 
-	while ((lane = lanes_choose(&c->set->hub->lanes, c->target->lane_wanted, IPPROTO_TCP,
+	while ((lane = lanes_choose(lanes, c->target->lane_wanted, IPPROTO_TCP,
 				    c->target->guest_addr, c->tried, &which))) {
 		if (which != c->which)
 			c->tries = 0;
@@ -278,6 +279,12 @@ static void conn_dial(struct tcp_conn *c)
 			return;
 		}
 		c->tried |= 1u << which;
+	}
+	if (lanes->missing[c->target->lane_wanted]) {
+		log_warn_limited("forward: no way into the guest for `%s`: %s; client reset",
+				 c->target->guest_addr, lanes->missing[c->target->lane_wanted]);
+		c->target->refused++;
+		conn_abort(c);
 	}
 }
 

@@ -712,6 +712,21 @@ static void test_agent_live_rule_of_a_socket_asks_for_ssh(void **state)
 	stop_in_order();
 }
 
+/* The played machine has no vsock: nobody is let wait for it. */
+static void test_agent_live_rule_for_a_lane_that_never_comes(void **state)
+{
+	scoped_free char *answer = NULL, *udp = NULL;
+
+	start_to_running();
+	answer = ask_with("POST", "/v1/ports", "{\"guestPort\":7001,\"lane\":\"vsock\"}");
+	assert_non_null(strstr(answer, "422"));
+	assert_non_null(strstr(answer, "without a vsock device"));
+	assert_false(rules_say("7001"));
+	udp = ask_with("POST", "/v1/ports", "{\"guestPort\":7001,\"lane\":\"vsock\",\"proto\":\"udp\"}");
+	assert_non_null(strstr(udp, "201"));
+	stop_in_order();
+}
+
 static void test_agent_broken_yaml(void **state)
 {
 	yaml = "images: 3\n";
@@ -820,6 +835,7 @@ int main(void)
 		AGENT_TEST(test_agent_live_rule_of_any_length),
 		AGENT_TEST(test_agent_live_rules_take_the_lane_asked_for),
 		AGENT_TEST(test_agent_live_rule_of_a_socket_asks_for_ssh),
+		AGENT_TEST(test_agent_live_rule_for_a_lane_that_never_comes),
 		AGENT_TEST(test_agent_broken_yaml),
 	};
 

@@ -239,6 +239,7 @@ static bool was_told(const char *text)
 static void test_agent_vsock_lane_needs_device_and_agent(void **state)
 {
 	start(false, false, NULL);
+	assert_null(agent_vsock_missing(&fx.a));
 	assert_false(info_says("up"));
 	mock_vsock_set_up(&fx.vsock, true);
 	assert_true(info_says("up"));
@@ -326,6 +327,7 @@ static void test_agent_vsock_vm_without_it(void **state)
 	WAIT_FOR(asked("unplug"));
 	turn(100);
 	assert_asked("unplug");		/* and never again */
+	assert_non_null(agent_vsock_missing(&fx.a));
 	stop();
 	unplug_code = 0;
 }

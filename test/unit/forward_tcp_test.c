@@ -503,6 +503,39 @@ static void test_tcp_client_is_reset_when_no_lane_comes(void **state)
 	fx_stop(&fx);
 }
 
+static void list_error(void *arg, const struct forward_row *row)
+{
+	*(const char **)arg = row->error;
+}
+
+/* Asked for by name where the machine has no such thing: said, and nobody waits. */
+static void test_tcp_lane_that_never_comes(void **state)
+{
+	const struct forward_limits hours = { .lane_wait_ms = 3600000 };
+	struct config c = { .port_forwarding.lane = CONFIG_LANE_VSOCK };
+	struct forward_options more = { .limits = hours };
+	struct call early = { .port = fx_free_port(), .send_bytes = 10 }, late = early;
+	const char *error = NULL;
+	struct fx fx;
+	int fd;
+
+	fx_start_with(&fx, &c, &more);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", early.port);
+	fd = fx_connect(SOCK_STREAM, "127.0.0.1", early.port);
+	fx_turn(&fx, 50);
+	forward_list(fx.forward, list_error, &error);
+	assert_string_equal(error, "");
+	forward_set_lane_missing(fx.forward, CONFIG_LANE_VSOCK, "no such device");
+	assert_int_equal(fx_receive(&fx, fd, early.text, 1), -ECONNRESET);
+	assert_true(fx_client(&fx, call_guest, &late));
+	assert_int_equal(late.rc, -ECONNRESET);
+	forward_list(fx.forward, list_error, &error);
+	assert_string_equal(error, "no such device");
+	assert_int_equal(fx.lane.opens, 0);
+	close(fd);
+	fx_stop(&fx);
+}
+
 static void test_tcp_open_connection_is_reset_when_the_lane_breaks(void **state)
 {
 	struct fx fx;
@@ -744,6 +777,7 @@ int main(void)
 		cmocka_unit_test(test_tcp_client_waits_for_the_lane),
 		cmocka_unit_test(test_tcp_client_survives_a_lane_that_breaks_before_connecting),
 		cmocka_unit_test(test_tcp_client_is_reset_when_no_lane_comes),
+		cmocka_unit_test(test_tcp_lane_that_never_comes),
 		cmocka_unit_test(test_tcp_open_connection_is_reset_when_the_lane_breaks),
 		cmocka_unit_test(test_tcp_thousand_connections_at_once),
 		cmocka_unit_test(test_tcp_connections_outlive_the_forward),
