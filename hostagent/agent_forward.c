@@ -57,16 +57,10 @@ int agent_forward_prepare(struct agent *a, struct error *err)
 	return loopback_choose(a->o->lima_home, a->o->name, &a->loopback, err);
 }
 
-static int check_host_port(void *arg, uint16_t port, struct error *err)
-{
-	return forward_check_host_port(((struct agent *)arg)->forward, port, err);
-}
-
 static void start_sockets(struct agent *a)
 {
 	struct socket_forwards_options so = { .loop = &a->loop, .target = &a->ssh,
-					      .event = on_socket_event, .check = check_host_port,
-					      .arg = a };
+					      .event = on_socket_event, .arg = a };
 	struct forward_sockets ops;
 
 	a->sockets = socket_forwards_new(&so);

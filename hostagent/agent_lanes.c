@@ -54,7 +54,9 @@ void agent_lanes_prepare(struct agent *a)
 
 static void look_for_ssh(void *arg, const struct forward_rule_info *info)
 {
-	if (info->rule->lane == CONFIG_LANE_SSH)
+	const struct config_port_forward *rule = info->rule;
+
+	if (rule->lane == CONFIG_LANE_SSH || (rule->guest_socket && !rule->ignore))
 		*(bool *)arg = true;
 }
 

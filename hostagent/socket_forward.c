@@ -4,11 +4,8 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/queue.h>
-#include <sys/socket.h>
 
-#include "hostagent/forward/address.h"
-#include "hostagent/forward/owner.h"
-#include "hostagent/forward/unix.h"
+#include "hostagent/forward/rule.h"
 #include "lib/base/child.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -21,9 +18,9 @@ enum {
 };
 
 enum item_state {
-	ITEM_IDLE,	/* wants to be set up: next is PREPARING or ASKING */
-	ITEM_PREPARING,	/* reverse: the child removes what has the path in the guest */
+	ITEM_IDLE,	/* wants to be set up: next is CLEARING or PREPARING */
 	ITEM_CLEARING,	/* the child is `-O cancel` of one that the master may have already */
+	ITEM_PREPARING,	/* the child removes what has the path in the guest */
 	ITEM_ASKING,	/* the child is `-O forward` */
 	ITEM_UP,
 	ITEM_FAILED,	/* until retry_at */
@@ -33,13 +30,9 @@ enum item_state {
 struct item {		/* owner: the list */
 	TAILQ_ENTRY(item) next;
 	unsigned rule_id;
-	bool reverse, removed;	/* removed: taken down, then freed */
+	bool removed;		/* taken down, then freed */
 	bool cleared;		/* CLEARING was tried since it was up, or asked for in vain */
-	char *guest, *host;	/* as rows and events show them; guest is a path */
-	char *host_socket;	/* NULL: a TCP port */
-	struct in6_addr ip;
-	uint16_t port;
-	struct unix_id file;	/* what the master made; ino 0: nothing */
+	char *guest, *host;	/* paths */
 	enum item_state state;
 	char *error;		/* FAILED, IDLE: why last time; NULL: none */
 	bool told;		/* an event said `forwarding` or `failed` last */
@@ -48,45 +41,24 @@ struct item {		/* owner: the list */
 	unsigned retry_ms;
 };
 
-struct socket_forwards {	/* refs: the timer, a look for an owner, the owner until close */
+struct socket_forwards {
 	struct socket_forwards_options o;
 	TAILQ_HEAD(, item) items;
 	bool master, closing;
 	struct child *child;	/* for current */
 	struct item *current;
 	uv_timer_t timer;	/* the child's deadline, or the next retry */
-	uv_work_t work;
-	struct owner_query query;
-	unsigned query_id;	/* rule it is about; 0: none under way */
-	unsigned refs;
 	void (*closed)(void *arg);
 	void *closed_arg;
 };
 
 static void work_on(struct socket_forwards *s);
 
-static void unref(struct socket_forwards *s)
-{
-	void (*closed)(void *arg) = s->closed;
-	void *arg = s->closed_arg;
-
-	if (--s->refs)
-		return;
-	free(s);
-	if (closed)
-		closed(arg);
-}
-
 /* --- telling ------------------------------------------------------------- */
-
-static const char *protocol(const struct item *i)
-{
-	return i->host_socket ? "unix" : "tcp";
-}
 
 static void tell(struct socket_forwards *s, struct item *i, enum forward_event_type type)
 {
-	struct forward_event ev = { .type = type, .protocol = protocol(i), .guest_addr = i->guest,
+	struct forward_event ev = { .type = type, .protocol = "unix", .guest_addr = i->guest,
 				    .host_addr = i->host,
 				    .error = type == FORWARD_FAILED && i->error ? i->error : "" };
 
@@ -94,11 +66,11 @@ static void tell(struct socket_forwards *s, struct item *i, enum forward_event_t
 	i->told_up = type == FORWARD_FORWARDING;
 	i->since_ms = uv_now(&s->o.loop->uv);
 	if (type == FORWARD_FAILED)
-		log_warn("forward: socket `%s` %s `%s`: %s; trying again", i->guest,
-			 i->reverse ? "from" : "to", i->host, ev.error);
+		log_warn("forward: socket `%s` from `%s`: %s; trying again", i->guest, i->host,
+			 ev.error);
 	else
-		log_info("forward: socket `%s` %s `%s`%s", i->guest, i->reverse ? "from" : "to",
-			 i->host, type == FORWARD_STOPPING ? " ends" : "");
+		log_info("forward: socket `%s` from `%s`%s", i->guest, i->host,
+			 type == FORWARD_STOPPING ? " ends" : "");
 	s->o.event(s->o.arg, &ev);
 }
 
@@ -112,47 +84,6 @@ static struct item *find(struct socket_forwards *s, unsigned id)
 	return NULL;
 }
 
-/* --- who has the port ---------------------------------------------------- */
-
-static void look(uv_work_t *work)	/* in libuv's pool */
-{
-	struct socket_forwards *s = work->data;
-	struct owner_query *q = &s->query;
-
-	owner_scan(&q, 1);
-}
-
-static void on_looked(uv_work_t *work, int status)
-{
-	struct socket_forwards *s = work->data;
-	struct item *i = find(s, s->query_id);
-
-	s->query_id = 0;
-	if (!s->closing && i && i->state == ITEM_FAILED) {
-		if (*s->query.answer) {
-			scoped_free char *cause = steal_ptr(&i->error);
-
-			i->error = xasprintf("%s (%s)", cause, s->query.answer);
-		}
-		if (!i->told || i->told_up)
-			tell(s, i, FORWARD_FAILED);
-	}
-	unref(s);
-}
-
-/* The answer tells the failure. */
-static bool ask_owner(struct socket_forwards *s, struct item *i)
-{
-	if (s->query_id || (i->told && !i->told_up))
-		return false;
-	s->query = (struct owner_query){ .proto = IPPROTO_TCP, .ip = i->ip, .port = i->port };
-	s->query_id = i->rule_id;
-	s->work.data = s;
-	s->refs++;
-	uv_queue_work(&s->o.loop->uv, &s->work, look, on_looked);
-	return true;
-}
-
 /* --- one request --------------------------------------------------------- */
 
 static void item_free(struct socket_forwards *s, struct item *i)
@@ -160,34 +91,20 @@ static void item_free(struct socket_forwards *s, struct item *i)
 	TAILQ_REMOVE(&s->items, i, next);
 	free(i->guest);
 	free(i->host);
-	free(i->host_socket);
 	free(i->error);
 	free(i);
-}
-
-static void remove_file(struct item *i)
-{
-	if (i->host_socket && !i->reverse && i->file.ino)
-		unix_remove(i->host_socket, &i->file);
-	i->file = (struct unix_id){ 0 };
 }
 
 static void failed(struct socket_forwards *s, struct item *i, const struct error *why)
 {
 	unsigned min = s->o.retry_min_ms ? s->o.retry_min_ms : RETRY_MIN_MS;
 	unsigned max = s->o.retry_max_ms ? s->o.retry_max_ms : RETRY_MAX_MS;
-	bool same = i->error && strncmp(i->error, why->msg, strlen(why->msg)) == 0;
 
 	i->state = ITEM_FAILED;
 	i->retry_ms = i->retry_ms ? MIN(i->retry_ms * 2, max) : min;
 	i->retry_at = uv_now(&s->o.loop->uv) + i->retry_ms;
-	if (!same) {	/* else it may know the owner by now */
-		free(i->error);
-		i->error = xstrdup(why->msg);
-	}
-	if (s->query_id == i->rule_id ||	/* its answer tells */
-	    (why->code == -EADDRINUSE && !i->host_socket && ask_owner(s, i)))
-		return;
+	free(i->error);
+	i->error = xstrdup(why->msg);
 	if (!i->told || i->told_up)
 		tell(s, i, FORWARD_FAILED);
 }
@@ -232,13 +149,12 @@ static int run(struct socket_forwards *s, struct item *i, const struct strv *arg
 	return 0;
 }
 
-/* ssh -O COMMAND -L|-R FROM:TO */
+/* ssh -O COMMAND -R GUEST:HOST */
 static int ask_master(struct socket_forwards *s, struct item *i, const char *command,
 		      enum item_state state, struct error *err)
 {
-	scoped_free char *pair = i->reverse ? xasprintf("%s:%s", i->guest, i->host_socket) :
-					      xasprintf("%s:%s", i->host, i->guest);
-	const char *more[] = { i->reverse ? "-R" : "-L", pair, NULL };
+	scoped_free char *pair = xasprintf("%s:%s", i->guest, i->host);
+	const char *more[] = { "-R", pair, NULL };
 	scoped_strv struct strv argv = { 0 };
 
 	if (ssh_add_program(&argv, err) < 0)
@@ -276,40 +192,7 @@ static int remove_in_guest(struct socket_forwards *s, struct item *i, struct err
 	return run(s, i, &argv, ITEM_PREPARING, err);
 }
 
-static int check_allowed(const struct socket_forwards *s, const struct item *i, struct error *err)
-{
-	if (i->host_socket || !s->o.check)
-		return 0;
-	return s->o.check(s->o.arg, i->port, err);
-}
-
-/* ssh only says that it failed; the kernel says why. */
-static int check_free(const struct item *i, struct error *err)
-{
-	struct sockaddr_storage sa;
-	socklen_t len = address_to_sockaddr(&i->ip, i->port, &sa);
-	scoped_fd int fd = socket(sa.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	int on = 1;
-
-	if (fd < 0)
-		return error_sys(err, -errno, "socket");
-	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-	if (bind(fd, (struct sockaddr *)&sa, len) < 0 || listen(fd, 1) < 0)
-		return error_set(err, -errno, "%s", error_text(-errno));
-	return 0;
-}
-
-/* May a forward be asked for? Stale files are gone then. */
-static int prepare(struct socket_forwards *s, struct item *i, struct error *err)
-{
-	if (i->host_socket)
-		return unix_prepare(i->host_socket, err);
-	if (check_allowed(s, i, err) < 0 || check_free(i, err) < 0)
-		return err->code;
-	return 0;
-}
-
-/* A host agent that was killed leaves its master and what that listens on; and a master
+/* A host agent that was killed leaves its master and what that has; and a master
  * may do what it was asked for after we gave up. What it has already it grants again
  * without making anything (OpenSSH mux.c, process_mux_open_fwd). */
 static int clear(struct socket_forwards *s, struct item *i, struct error *err)
@@ -318,34 +201,13 @@ static int clear(struct socket_forwards *s, struct item *i, struct error *err)
 	return ask_master(s, i, "cancel", ITEM_CLEARING, err);
 }
 
+/* Nothing here shows whether the master has it. */
 static void begin(struct socket_forwards *s, struct item *i)
 {
 	struct error err = ERROR_NONE;
-	int rc;
+	int rc = i->cleared ? remove_in_guest(s, i, &err) : clear(s, i, &err);
 
-	if (i->reverse)	/* nothing here shows whether the master has it */
-		rc = i->cleared ? remove_in_guest(s, i, &err) : clear(s, i, &err);
-	else if ((rc = prepare(s, i, &err)) == 0)
-		rc = ask_master(s, i, "forward", ITEM_ASKING, &err);
-	else if (rc == -EADDRINUSE && !i->cleared)
-		rc = clear(s, i, &err);
 	if (rc < 0)
-		failed(s, i, &err);
-}
-
-/* A socket on the host is seen; a port was free just now. */
-static bool is_there(struct item *i)
-{
-	return i->reverse || !i->host_socket || unix_identify(i->host_socket, &i->file) == 0;
-}
-
-static void on_granted(struct socket_forwards *s, struct item *i)
-{
-	struct error err = ERROR_NONE;
-
-	if (is_there(i) || i->cleared)
-		is_up(s, i);
-	else if (clear(s, i, &err) < 0)
 		failed(s, i, &err);
 }
 
@@ -359,7 +221,6 @@ static void on_done(void *arg, const struct child_result *r)
 	s->current = NULL;
 	uv_timer_stop(&s->timer);
 	if (i->state == ITEM_CANCELLING || (i->removed && r->exit_code != 0)) {
-		remove_file(i);
 		item_free(s, i);
 	} else if (i->removed) {	/* while it was asked for */
 		i->state = i->state == ITEM_ASKING ? ITEM_UP : ITEM_FAILED;
@@ -370,7 +231,7 @@ static void on_done(void *arg, const struct child_result *r)
 							      "ssh refuses the forward", &err);
 		failed(s, i, &err);
 	} else if (i->state == ITEM_ASKING) {
-		on_granted(s, i);
+		is_up(s, i);
 	} else if (ask_master(s, i, "forward", ITEM_ASKING, &err) < 0) {
 		failed(s, i, &err);
 	}
@@ -406,10 +267,8 @@ static void drop_removed(struct socket_forwards *s)
 
 	for (i = TAILQ_FIRST(&s->items); i; i = next) {
 		next = TAILQ_NEXT(i, next);
-		if (i->removed && i != s->current && (!s->master || i->state != ITEM_UP)) {
-			remove_file(i);
+		if (i->removed && i != s->current && (!s->master || i->state != ITEM_UP))
 			item_free(s, i);
-		}
 	}
 }
 
@@ -423,12 +282,10 @@ static void do_item(struct socket_forwards *s, struct item *i)
 {
 	struct error err = ERROR_NONE;
 
-	if (!i->removed) {
+	if (!i->removed)
 		begin(s, i);
-	} else if (ask_master(s, i, "cancel", ITEM_CANCELLING, &err) < 0) {
-		remove_file(i);
+	else if (ask_master(s, i, "cancel", ITEM_CANCELLING, &err) < 0)
 		item_free(s, i);
-	}
 }
 
 /* Starts what is next, when nothing runs; sleeps until the next retry. */
@@ -484,7 +341,6 @@ void socket_forwards_set_master(struct socket_forwards *s, bool up)
 	TAILQ_FOREACH(i, &s->items, next) {
 		if (!up && i->told_up)
 			tell(s, i, FORWARD_STOPPING);
-		remove_file(i);
 		i->state = ITEM_IDLE;
 		i->cleared = false;
 		i->retry_ms = 0;
@@ -497,22 +353,16 @@ void socket_forwards_set_master(struct socket_forwards *s, bool up)
 static int add(void *arg, unsigned id, const struct config_port_forward *rule, struct error *err)
 {
 	struct socket_forwards *s = arg;
-	char text[ADDRESS_TEXT_SIZE];
 	struct item *i;
 
-	if (strpbrk(rule->guest_socket, "\r\n:") ||
-	    (rule->host_socket && strpbrk(rule->host_socket, "\r\n:")))
+	if (strpbrk(rule->guest_socket, RULE_NOT_FOR_SSH) ||
+	    strpbrk(rule->host_socket, RULE_NOT_FOR_SSH))
 		return error_set(err, -EINVAL, "ssh cannot forward a socket with a colon or a line "
 					       "break in its path");
 	i = xnew(struct item);
 	i->rule_id = id;
-	i->reverse = rule->reverse;
 	i->guest = xstrdup(rule->guest_socket);
-	i->host_socket = rule->host_socket ? xstrdup(rule->host_socket) : NULL;
-	i->ip = rule->host_ip;
-	i->port = rule->host_port[0];
-	i->host = xstrdup(i->host_socket ? i->host_socket :
-					   address_text(&i->ip, i->port, text));
+	i->host = xstrdup(rule->host_socket);
 	i->since_ms = uv_now(&s->o.loop->uv);
 	TAILQ_INSERT_TAIL(&s->items, i, next);
 	work_soon(s);
@@ -532,41 +382,6 @@ static void drop(void *arg, unsigned id)
 	work_soon(s);
 }
 
-/* @i goes as if it was removed, and another one like it waits in its place. */
-static void renew(struct socket_forwards *s, struct item *i)
-{
-	struct item *n = xnew(struct item);
-
-	n->rule_id = i->rule_id;
-	n->reverse = i->reverse;
-	n->guest = xstrdup(i->guest);
-	n->host = xstrdup(i->host);
-	n->host_socket = i->host_socket ? xstrdup(i->host_socket) : NULL;
-	n->ip = i->ip;
-	n->port = i->port;
-	n->since_ms = uv_now(&s->o.loop->uv);
-	if (i->told)
-		tell(s, i, FORWARD_STOPPING);
-	i->removed = true;
-	TAILQ_INSERT_AFTER(&s->items, i, n, next);
-	work_soon(s);
-}
-
-static void recheck(void *arg)
-{
-	struct socket_forwards *s = arg;
-	struct item *i, *next;
-
-	for (i = TAILQ_FIRST(&s->items); i; i = next) {
-		struct error err = ERROR_NONE;
-
-		next = TAILQ_NEXT(i, next);
-		if ((i->state == ITEM_UP || i->state == ITEM_ASKING) && !i->removed &&
-		    check_allowed(s, i, &err) < 0)
-			renew(s, i);
-	}
-}
-
 static void list(void *arg, void (*each)(void *arg, const struct forward_row *row), void *each_arg)
 {
 	struct socket_forwards *s = arg;
@@ -574,14 +389,14 @@ static void list(void *arg, void (*each)(void *arg, const struct forward_row *ro
 
 	TAILQ_FOREACH(i, &s->items, next) {
 		struct forward_row row = {
-			.protocol = protocol(i),
+			.protocol = "unix",
 			.guest_addr = i->guest,
 			.host_addr = i->host,
 			.state = i->state == ITEM_UP ? "forwarding" : "waiting",
 			.error = i->state == ITEM_UP ? "" : i->error ? i->error :
 				 s->master ? "" : "no ssh connection to the guest yet",
 			.rule_id = i->rule_id,
-			.reverse = i->reverse,
+			.reverse = true,
 			.since_ms = i->since_ms,
 		};
 
@@ -593,7 +408,7 @@ static void list(void *arg, void (*each)(void *arg, const struct forward_row *ro
 void socket_forwards_ops(struct socket_forwards *s, struct forward_sockets *ret)
 {
 	*ret = (struct forward_sockets){ .add = add, .remove = drop, .list = list,
-					 .recheck = recheck, .arg = s };
+					 .arg = s };
 }
 
 bool socket_forwards_any(const struct socket_forwards *s)
@@ -618,7 +433,6 @@ struct socket_forwards *socket_forwards_new(const struct socket_forwards_options
 	struct socket_forwards *s = xnew(struct socket_forwards);
 
 	s->o = *opts;
-	s->refs = 1;
 	TAILQ_INIT(&s->items);
 	uv_timer_init(&s->o.loop->uv, &s->timer);
 	s->timer.data = s;
@@ -627,7 +441,13 @@ struct socket_forwards *socket_forwards_new(const struct socket_forwards_options
 
 static void on_timer_closed(uv_handle_t *h)
 {
-	unref(h->data);
+	struct socket_forwards *s = h->data;
+	void (*closed)(void *arg) = s->closed;
+	void *arg = s->closed_arg;
+
+	free(s);
+	if (closed)
+		closed(arg);
 }
 
 void socket_forwards_close(struct socket_forwards *s, void (*closed)(void *arg), void *arg)
@@ -638,9 +458,7 @@ void socket_forwards_close(struct socket_forwards *s, void (*closed)(void *arg),
 	s->closed_arg = arg;
 	if (s->child)
 		child_close(steal_ptr(&s->child));
-	while (!TAILQ_EMPTY(&s->items)) {
-		remove_file(TAILQ_FIRST(&s->items));
+	while (!TAILQ_EMPTY(&s->items))
 		item_free(s, TAILQ_FIRST(&s->items));
-	}
 	uv_close((uv_handle_t *)&s->timer, on_timer_closed);
 }

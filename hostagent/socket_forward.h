@@ -1,22 +1,16 @@
-/* socket_forward.h - sockets in the guest's file system, by ssh
+/* socket_forward.h - sockets in the guest that lead to one of the host, by ssh
  *
- *	guestSocket → hostSocket	ssh -L HOST:GUEST
- *	guestSocket → hostIP:hostPort	ssh -L IP:PORT:GUEST
- *	reverse				ssh -R GUEST:HOST
+ *	reverse		ssh -R GUEST:HOST
  *
- * asked for from the master (`-O forward`), which does the listening, so a socket
- * has the mode ssh gives it, 0600, and a guest's socket is reached with the rights
- * of the instance's user. What has to be there is a list; a supervisor keeps it
- * true: as soon as there is a master all are set up, when it is lost (the guest
- * rebooted) all are set up anew with the next one, one that fails is tried again
- * with back-off, and says once why.
+ * asked for from the master (`-O forward`), which does the connecting. What has to be
+ * there is a list; a supervisor keeps it true: as soon as there is a master all are
+ * set up, when it is lost (the guest rebooted) all are set up anew with the next one,
+ * one that fails is tried again with back-off, and says once why.
  *
- * A host port that is some instance's ssh port is not taken, and given up when it
- * becomes one.
- *
- * In front of a request stale files are removed: on the host what is a socket that
- * nobody listens on, in the guest, for reverse, whatever has the path. What a host
+ * In front of a request whatever has the path in the guest is removed. What a host
  * agent before us asked the same master for is cancelled first.
+ *
+ * The other direction is a listener of ours and ssh's lane (forward/wish.h, lane_ssh.h).
  *
  * One ssh request runs at a time. Loop thread.
  */
@@ -34,11 +28,9 @@ struct socket_forwards;
 struct socket_forwards_options {
 	struct loop *loop;
 	const struct ssh_target *target;	/* borrowed for their life */
-	/* forwarding, failed, stopping, as of ports; protocol "unix" or "tcp". Never
+	/* forwarding, failed, stopping, as of ports; protocol "unix". Never
 	 * inside a call of this interface, nor after close. */
 	void (*event)(void *arg, const struct forward_event *ev);
-	/* May a socket have this host port? NULL: any. */
-	int (*check)(void *arg, uint16_t port, struct error *err);
 	void *arg;
 	unsigned retry_min_ms, retry_max_ms;	/* 0: 200 ms, 5 s */
 	unsigned request_max_ms;		/* 0: 15 s */
@@ -54,6 +46,6 @@ bool socket_forwards_settled(const struct socket_forwards *s);
 /* The master came up or was lost. */
 void socket_forwards_set_master(struct socket_forwards *s, bool up);
 
-/* Removes the files on the host; the forwards themselves end with the master.
- * @closed (may be NULL) runs when it is freed. */
+/* The forwards themselves end with the master. @closed (may be NULL) runs when it is
+ * freed. */
 void socket_forwards_close(struct socket_forwards *s, void (*closed)(void *arg), void *arg);

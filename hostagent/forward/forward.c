@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "hostagent/forward/address.h"
 #include "hostagent/forward/hub.h"
@@ -101,12 +102,10 @@ void forward_change_ports(struct forward *f, const struct guest_port *added, siz
 /* Each port of a static rule, once for each protocol. What plain mode has, ssh,
  * carries no UDP: a rule for both means TCP there, one for UDP alone stays closed
  * and says so. */
-static void statics_add(struct forward *f, struct rule *rule)
+static void static_ports_add(struct forward *f, struct rule *rule)
 {
 	static const int protos[] = { IPPROTO_TCP, IPPROTO_UDP };
 
-	if (!rule->c.is_static || rule->c.ignore || rule_is_socket(&rule->c))
-		return;
 	for (size_t i = 0; i < ARRAY_SIZE(protos); i++) {
 		struct guest_port key = { .proto = protos[i], .ip = rule->c.guest_ip };
 
@@ -119,6 +118,18 @@ static void statics_add(struct forward *f, struct rule *rule)
 			wish_new(&f->wishes, &key, rule);
 		}
 	}
+}
+
+static void statics_add(struct forward *f, struct rule *rule)
+{
+	static const struct guest_port none = { .proto = IPPROTO_TCP };
+
+	if (rule->c.ignore || rule->c.reverse)
+		return;
+	if (rule->c.guest_socket)
+		wish_new(&f->wishes, &none, rule);
+	else if (rule->c.is_static)
+		static_ports_add(f, rule);
 }
 
 static void statics_remove(struct forward *f, const struct rule *rule)
@@ -149,12 +160,6 @@ static int check_host_port(const struct forward *f, uint16_t port, struct error 
 	return 0;
 }
 
-int forward_check_host_port(struct forward *f, uint16_t port, struct error *err)
-{
-	reserved_look(f->wishes.reserved);
-	return check_host_port(f, port, err);
-}
-
 /* What a rule of the file may say without effect, somebody who adds one is told. */
 static int check_live(const struct forward *f, const struct config_port_forward *c,
 		      struct error *err)
@@ -167,20 +172,12 @@ static int check_live(const struct forward *f, const struct config_port_forward 
 	if (!c->host_socket && is_one(c->host_port, host) && !c->host_port_auto && !c->ignore &&
 	    check_host_port(f, host, err) < 0)
 		return err->code;
-	if (rule_is_socket(c) && !f->sockets.add)
+	if (c->guest_socket && strpbrk(c->guest_socket, RULE_NOT_FOR_SSH))
+		return error_set(err, -EINVAL, "ssh cannot forward a socket with a colon or a line "
+					       "break in its path");
+	if (c->reverse && !f->sockets.add)
 		return error_set(err, -ENOTSUP, "there is no ssh connection to carry a guest socket");
 	return 0;
-}
-
-/* With the instance's own 127.0.0.x, as a port's rule has it. */
-static int socket_add(const struct forward *f, const struct rule *rule, struct error *err)
-{
-	struct config_port_forward c = rule->c;
-
-	if (!c.host_socket && address_is_v4_loopback(&c.host_ip) &&
-	    !IN6_IS_ADDR_UNSPECIFIED(&f->wishes.loopback))
-		c.host_ip = f->wishes.loopback;
-	return f->sockets.add(f->sockets.arg, rule->id, &c, err);
 }
 
 int forward_add_rule(struct forward *f, const struct config_port_forward *c, unsigned *ret_id,
@@ -190,8 +187,8 @@ int forward_add_rule(struct forward *f, const struct config_port_forward *c, uns
 
 	if (check_live(f, c, err) < 0 || rule_set_add(&f->wishes.rules, c, &rule, err) < 0)
 		return err->code;
-	if (rule_is_socket(c)) {
-		if (!c->ignore && socket_add(f, rule, err) < 0) {
+	if (c->reverse) {
+		if (!c->ignore && f->sockets.add(f->sockets.arg, rule->id, c, err) < 0) {
 			rule_free(rule_set_detach(&f->wishes.rules, rule));
 			return err->code;
 		}
@@ -230,7 +227,7 @@ int forward_remove_rule(struct forward *f, unsigned id, struct error *err)
 		return error_set(err, -EPERM,
 				 "%s is in lima.yaml and stays until that is edited and the "
 				 "instance restarted", rule->name);
-	if (rule_is_socket(&rule->c) && !rule->c.ignore && f->sockets.remove)
+	if (rule->c.reverse && !rule->c.ignore && f->sockets.remove)
 		f->sockets.remove(f->sockets.arg, id);
 	forget_rule(f, rule);
 	return 0;
@@ -258,21 +255,22 @@ void forward_set_sockets(struct forward *f, const struct forward_sockets *socket
 	for (size_t i = 0; sockets && i < set->n; i++) {
 		const struct rule *r = set->rules[i];
 
-		if (rule_is_socket(&r->c) && !r->c.ignore && socket_add(f, r, &err) < 0)
+		if (r->c.reverse && !r->c.ignore &&
+		    f->sockets.add(f->sockets.arg, r->id, &r->c, &err) < 0)
 			log_warn("forward: %s: %s, ignoring", r->name, err.msg);
 	}
 }
 
 /* --- the table --------------------------------------------------------------- */
 
-static struct forward_row make_row(const struct wish *w)
+static struct forward_row make_row(const struct forward *f, const struct wish *w)
 {
 	const struct target *t = w->user.target;
 
 	return (struct forward_row){
 		.protocol = wish_protocol(w),
 		.guest_addr = t->guest_addr,
-		.host_addr = w->slot ? endpoint_address(w->slot->ep) : "",
+		.host_addr = wish_host_addr(&f->wishes, w),
 		.state = wish_state(w),
 		.error = wish_error(w),
 		.rule_id = w->rule ? w->rule->id : 0,
@@ -287,7 +285,7 @@ static struct forward_row make_row(const struct wish *w)
 		.refused = t->refused,
 		.resets = t->resets,
 		.timeouts = t->timeouts,
-		.lane = t->lane,
+		.lane = wish_is_socket(w) ? "ssh" : t->lane,
 		.connect_last_us = latency_last_us(&t->connect),
 		.connect_p50_us = latency_quantile_us(&t->connect, 50),
 		.connect_p99_us = latency_quantile_us(&t->connect, 99),
@@ -330,14 +328,14 @@ void forward_list(struct forward *f, void (*each)(void *arg, const struct forwar
 	struct wish *w;
 
 	TAILQ_FOREACH(w, &f->wishes.statics, in_list) {
-		row = make_row(w);
+		row = make_row(f, w);
 		tell_missing_lane(f, w, &row);
 		each(arg, &row);
 	}
 	if (f->sockets.list)
 		f->sockets.list(f->sockets.arg, list_socket, &lister);
 	TAILQ_FOREACH(w, &f->wishes.listeners, in_list) {
-		row = make_row(w);
+		row = make_row(f, w);
 		tell_missing_lane(f, w, &row);
 		if (w->kind != WISH_COVERED)
 			each(arg, &row);
@@ -347,6 +345,10 @@ void forward_list(struct forward *f, void (*each)(void *arg, const struct forwar
 void forward_set_lane(struct forward *f, enum config_lane which, struct lane *lane)
 {
 	f->hub.lanes.of[which] = lane;
+	if (which == CONFIG_LANE_SSH && lane) { /* sockets that wait for it */
+		wishes_refresh(&f->wishes);
+		wishes_settle(&f->wishes);
+	}
 	tcp_set_lane_changed(f->hub.tcp, which);
 	udp_set_lane_changed(f->hub.udp);
 }
@@ -385,8 +387,6 @@ static void on_reserved_changed(void *arg)
 
 	wishes_refresh(&f->wishes);
 	wishes_settle(&f->wishes);
-	if (f->sockets.recheck)
-		f->sockets.recheck(f->sockets.arg);
 }
 
 static void wishes_init(struct wishes *all, struct hub *hub, const struct forward_options *o)

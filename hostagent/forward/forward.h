@@ -80,7 +80,8 @@ struct forward_options {
 /* The process ignores SIGPIPE (libuv writes to sockets with write()). */
 int forward_new(struct loop *loop, const struct forward_options *opts, struct forward **ret,
 		struct error *err);
-/* Opens what static rules want; nothing of them is there before. */
+/* Opens what static rules want, guest sockets as soon as there is ssh to carry them (or
+ * was: they stay open); nothing of them is there before. */
 void forward_start(struct forward *f);
 
 struct guest_port {		/* a listener in the guest */
@@ -103,7 +104,8 @@ void forward_set_lane(struct forward *f, enum config_lane which, struct lane *la
  * TCP clients that would wait for it are reset at once, and rows say why. */
 void forward_set_lane_missing(struct forward *f, enum config_lane which, const char *why);
 
-/* One row per guest listener and per port of a static rule, for GET /v1/ports. */
+/* One row per guest listener, per port of a static rule and per rule of a guest
+ * socket, for GET /v1/ports. */
 struct forward_row {
 	const char *protocol;	/* "tcp", "udp", "unix": both ends sockets */
 	const char *guest_addr, *host_addr;	/* "127.0.0.1:80", "[::1]:80", a path */
@@ -119,12 +121,14 @@ struct forward_row {
 	uint64_t bytes_in, bytes_out;			/* into, out of the guest */
 	uint64_t refused, resets, timeouts;	/* clients turned away by the guest's server,
 					 * cut off by either side, given up on */
-	const char *lane;	/* of the newest connection: "vsock", "grpc", "ssh", "direct"; "" none yet */
+	/* Of the newest connection: "vsock", "grpc", "ssh", "direct"; "" none yet. Of a
+	 * guest socket: "ssh". */
+	const char *lane;
 	/* How long the guest took to connect to its server, seen from here, in
 	 * microseconds: the newest, and over the last 64. 0: none yet. */
 	uint32_t connect_last_us, connect_p50_us, connect_p99_us;
 };
-/* Static rules first, then guest listeners in the order they appeared. A host
+/* Static rules first, then reverse ones, then guest listeners in the order they appeared. A host
  * address that several of them share counts at the one that is dialed. */
 void forward_list(struct forward *f, void (*each)(void *arg, const struct forward_row *row),
 		  void *arg);
@@ -135,7 +139,8 @@ void forward_list(struct forward *f, void (*each)(void *arg, const struct forwar
  * what is forwarded by then moves to where it says. It lives until it is removed
  * or the instance stops. *ret_id names it, is never 0 and never given twice.
  * Fails without having changed anything: -EEXIST (there is one just like it),
- * -EPERM (ssh's port), -ENOSPC (too many), -ENOTSUP (no ssh to carry a socket).
+ * -EPERM (ssh's port), -ENOSPC (too many), -EINVAL (a path ssh cannot be told),
+ * -ENOTSUP (no ssh to carry a reverse socket).
  * That a host port is taken is no failure: the row says who has it. */
 int forward_add_rule(struct forward *f, const struct config_port_forward *rule, unsigned *ret_id,
 		     struct error *err);
@@ -144,9 +149,8 @@ void forward_set_next_rule_id(struct forward *f, unsigned id);
 /* -ENOENT: none has that id. -EPERM: it is the file's, not a live one. */
 int forward_remove_rule(struct forward *f, unsigned id, struct error *err);
 
-/* Who carries rules about a socket in the guest, which is ssh's business
- * (hostagent/socket_forward.h). NULL: nobody, any more. The file's are added by
- * this call. */
+/* Who carries rules with `reverse`, which is ssh's business (hostagent/socket_forward.h).
+ * NULL: nobody, any more. The file's are added by this call. */
 struct forward_sockets {
 	int (*add)(void *arg, unsigned id, const struct config_port_forward *rule,
 		   struct error *err);
@@ -154,14 +158,9 @@ struct forward_sockets {
 	/* Rows with protocol, addresses, state, error, rule_id, reverse, since_ms. */
 	void (*list)(void *arg, void (*each)(void *arg, const struct forward_row *row),
 		     void *each_arg);
-	/* What forward_check_host_port() says may have changed. */
-	void (*recheck)(void *arg);
 	void *arg;
 };
 void forward_set_sockets(struct forward *f, const struct forward_sockets *sockets);
-/* May they have this host port? -EPERM: it is this or another instance's ssh port, as
- * of the last look, which this asks for anew (reserved.h). */
-int forward_check_host_port(struct forward *f, uint16_t port, struct error *err);
 
 struct forward_rule_info {
 	unsigned id;

@@ -73,6 +73,8 @@ struct rule *rule_match(const struct rule_set *set, int proto, const struct in6_
 bool rule_speaks(const struct config_port_forward *rule, int proto);
 /* A socket in the guest: not for ports. */
 bool rule_is_socket(const struct config_port_forward *rule);
+/* What a guest socket's path must not have: ssh takes it for the end. */
+#define RULE_NOT_FOR_SSH "\r\n:"
 /* The host's side of @rule for a guest @port it matched. */
 struct rule_host rule_host_address(const struct config_port_forward *rule, uint16_t port);
 

@@ -1,15 +1,17 @@
 #include "hostagent/forward/target.h"
 
 #include <assert.h>
-#include <stdio.h>
+#include <string.h>
 
+#include "hostagent/forward/address.h"
 #include "lib/base/mem.h"
 
 struct target *target_new(const char *guest_addr)
 {
-	struct target *t = xnew(struct target);
+	size_t size = MAX(strlen(guest_addr) + 1, (size_t)ADDRESS_TEXT_SIZE);
+	struct target *t = xcalloc(1, sizeof(*t) + size);
 
-	snprintf(t->guest_addr, sizeof(t->guest_addr), "%s", guest_addr);
+	memcpy(t->guest_addr, guest_addr, strlen(guest_addr));
 	t->lane = "";
 	t->refs = 1;
 	return t;

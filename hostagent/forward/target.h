@@ -7,13 +7,11 @@
 
 #include <stdint.h>
 
-#include "hostagent/forward/address.h"
 #include "hostagent/forward/latency.h"
 #include "lib/config/config.h"
 
 struct target {
 	unsigned refs;
-	char guest_addr[ADDRESS_TEXT_SIZE];          /* dialed literally in the guest */
 	enum config_lane lane_wanted;                /* by its rule, or the instance */
 	uint64_t connections_total, connections_now; /* UDP: flows */
 	uint64_t bytes_in, bytes_out;                /* into, out of the guest */
@@ -22,6 +20,8 @@ struct target {
 	uint64_t refused, resets, timeouts;
 	const char *lane;       /* of the newest connection; "" none yet */
 	struct latency connect; /* from asking the lane to the guest's connection */
+	/* Dialed literally in the guest: an address, with room for any other, or a path. */
+	char guest_addr[];
 };
 
 struct target *target_new(const char *guest_addr); /* one reference, the caller's */

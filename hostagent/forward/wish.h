@@ -1,11 +1,13 @@
 /* wish.h - what wants to be on the host, and where it got to
  *
- * Two things do: a listener in the guest, and a port of a static rule, which is
- * there whether or not something listens. Rules decide for each what it is:
+ * Three things do: a listener in the guest, a port of a static rule, which is there
+ * whether or not something listens, and a guest socket's rule, which is static too,
+ * and ssh's to carry. Rules decide for each what it is:
  *
  *	CLOSED	  stays off the host; `error` says why, "" when no rule wants it
  *	COVERED	  a listener on the port of a static rule: that one stands for it
  *	FIXED	  wants a certain host address
+ *	EARLY	  a socket that will be FIXED once ssh is there, and stays so from then on
  *	CHOSEN	  wants whatever host port is free (hostPort: auto, conflict: remap);
  *		  where none was to be had it is refused, and tried again on a timer
  *
@@ -33,18 +35,18 @@
 #include "hostagent/forward/rule.h"
 #include "hostagent/forward/table.h"
 
-enum wish_kind { WISH_CLOSED, WISH_COVERED, WISH_FIXED, WISH_CHOSEN };
+enum wish_kind { WISH_CLOSED, WISH_COVERED, WISH_FIXED, WISH_EARLY, WISH_CHOSEN };
 
 TAILQ_HEAD(wish_list, wish);
 
 struct wish {
 	struct table_link link; /* wishes.by_key */
 	TAILQ_ENTRY(wish) in_list;
-	struct guest_port key;  /* of a static rule: its guestIP */
-	struct rule *of_static; /* NULL: a listener */
+	struct guest_port key;  /* of a static rule: its guestIP; of a socket: port 0 */
+	struct rule *of_static; /* or a guest socket's; NULL: a listener */
 	struct rule *rule;      /* decided; NULL: none */
 	enum wish_kind kind;
-	char *error;		   /* CLOSED: why, NULL: it need not be said */
+	char *error;		   /* CLOSED, EARLY: why, NULL: it need not be said */
 	struct slot *slot;         /* NULL: none, or not yet */
 	struct endpoint_user user; /* in the slot's endpoint, unless stands_aside */
 	bool stands_aside;
@@ -108,7 +110,8 @@ struct wishes {
 /* The timer, which holds the hub until it is closed. */
 void wishes_open(struct wishes *all);
 void wishes_close(struct wishes *all);
-/* A listener (@of_static NULL) or a static rule's port; placed, not settled. */
+/* A listener (@of_static NULL), a static rule's port, or a guest socket's rule (@key of
+ * TCP and else 0); placed, not settled. */
 struct wish *wish_new(struct wishes *all, const struct guest_port *key, struct rule *of_static);
 void wish_free(struct wishes *all, struct wish *w); /* says nothing */
 struct wish *wish_find(const struct wishes *all, const struct guest_port *key,
@@ -123,6 +126,8 @@ void wishes_settle(struct wishes *all);
 /* Its standing as a row says it; error as of now, valid until the next call. */
 const char *wish_state(const struct wish *w);
 const char *wish_error(const struct wish *w);
+/* As a row says it: "" where there is none. Of a socket's rule it is known early. */
+const char *wish_host_addr(const struct wishes *all, const struct wish *w);
 
 /* --- wish_notice.c ----------------------------------------------------------- */
 
@@ -133,3 +138,8 @@ void wish_announce_stop(struct wishes *all, struct wish *w);
 /* Whoever changed something calls it last; wishes_settle() does. */
 void wishes_tell(struct wishes *all);
 const char *wish_protocol(const struct wish *w);
+
+static inline bool wish_is_socket(const struct wish *w)
+{
+	return w->of_static && w->of_static->c.guest_socket;
+}

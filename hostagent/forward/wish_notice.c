@@ -19,6 +19,8 @@ struct notice {
 
 const char *wish_protocol(const struct wish *w)
 {
+	if (wish_is_socket(w) && w->of_static->c.host_socket)
+		return "unix";
 	return w->key.proto == IPPROTO_UDP ? "udp" : "tcp";
 }
 
@@ -45,7 +47,8 @@ static bool type_outside(const struct wishes *all, const struct wish *w,
 {
 	if (w->waits_in == &all->refused)
 		*ret = FORWARD_FAILED;
-	else if (w->waits_in || w->kind == WISH_FIXED || w->kind == WISH_COVERED)
+	else if (w->waits_in || w->kind == WISH_FIXED || w->kind == WISH_EARLY ||
+		 w->kind == WISH_COVERED)
 		return w->over_limit;
 	return true;
 }
@@ -73,7 +76,7 @@ static bool current_type(const struct wishes *all, const struct wish *w,
 const char *wish_state(const struct wish *w)
 {
 	if (!w->slot)
-		return w->waits_in ? "waiting" : "not-forwarded";
+		return w->waits_in || w->kind == WISH_EARLY ? "waiting" : "not-forwarded";
 	switch (endpoint_state(w->slot->ep)) {
 	case ENDPOINT_OPEN: return w->stands_aside ? "waiting" : "forwarding";
 	case ENDPOINT_DENIED: return "not-forwarded";
@@ -84,16 +87,17 @@ const char *wish_state(const struct wish *w)
 const char *wish_error(const struct wish *w)
 {
 	static char text[160];
-	const struct endpoint_user *first;
+	const struct wish *first;
 
 	if (!w->slot)
 		return w->error ? w->error : "";
 	if (!w->stands_aside)
 		return endpoint_error(w->slot->ep);
-	first = TAILQ_FIRST(endpoint_users(w->slot->ep));
+	first = container_of(TAILQ_FIRST(endpoint_users(w->slot->ep)), struct wish, user);
 	snprintf(text, sizeof(text), "another %s of this guest has it, %s",
-		 w->slot->guest_port == w->key.port ? "server" : "port",
-		 first->target->guest_addr);
+		 wish_is_socket(first)		  ? "socket" :
+		 first->key.port == w->key.port ? "server" : "port",
+		 first->user.target->guest_addr);
 	return text;
 }
 

@@ -20,7 +20,7 @@ struct decision { /* what a wish is, by the rules of now */
 	enum wish_kind kind;
 	struct rule_host host; /* FIXED; CHOSEN: the first to try */
 	struct wish *cover;    /* COVERED */
-	char error[160];       /* CLOSED */
+	char error[160];       /* CLOSED, EARLY */
 };
 
 /* --- deciding ---------------------------------------------------------------- */
@@ -88,6 +88,24 @@ static void decide_rule(const struct wishes *all, const struct wish *w, struct d
 		 rule ? "decides" : "ignores it");
 }
 
+/* Its listener stays when ssh goes: clients wait for the next one. */
+static void decide_socket(const struct wishes *all, const struct wish *w, struct decision *d)
+{
+	d->rule = w->of_static;
+	d->host = host_of(all, d->rule, d->rule->c.guest_port[0]);
+	if (strpbrk(d->rule->c.guest_socket, RULE_NOT_FOR_SSH)) {
+		snprintf(d->error, sizeof(d->error), "ssh cannot forward a socket with a colon or "
+			 "a line break in its path");
+	} else if (!may_have(all, d->rule, &d->host, d->error, sizeof(d->error))) {
+		return;
+	} else if (w->slot || all->hub->lanes.of[CONFIG_LANE_SSH]) {
+		d->kind = WISH_FIXED;
+	} else {
+		d->kind = WISH_EARLY;
+		snprintf(d->error, sizeof(d->error), "no ssh connection to the guest yet");
+	}
+}
+
 /* The static wish that stands for a listener; not one that another rule decided about. */
 static struct wish *covering(const struct wishes *all, const struct wish *w,
 			     const struct rule *rule)
@@ -105,6 +123,10 @@ static struct wish *covering(const struct wishes *all, const struct wish *w,
 static void decide(const struct wishes *all, const struct wish *w, struct decision *d)
 {
 	*d = (struct decision){ .kind = WISH_CLOSED };
+	if (wish_is_socket(w)) {
+		decide_socket(all, w, d);
+		return;
+	}
 	decide_rule(all, w, d);
 	if (!d->rule)
 		return;
@@ -134,7 +156,8 @@ static bool stands(const struct wishes *all, const struct wish *w, const struct 
 	if (w->kind == WISH_CLOSED)
 		return streq(w->error ? w->error : "", d->error);
 	if (!w->slot)
-		return w->kind == WISH_COVERED || w->waits_in || w->over_limit;
+		return w->kind == WISH_COVERED || w->kind == WISH_EARLY || w->waits_in ||
+		       w->over_limit;
 	if (w->kind == WISH_CHOSEN)
 		return may_have(all, w->rule, endpoint_host(w->slot->ep), why, sizeof(why));
 	return endpoint_is(w->slot->ep, w->key.proto, &d->host);
@@ -281,9 +304,13 @@ static bool slot_suits(const struct slot *s, const struct wish *w)
 
 	if (s->guest_port && s->guest_port != w->key.port)
 		return false;
-	TAILQ_FOREACH(u, endpoint_users(s->ep), next)
-		if (!is_one_server(&container_of(u, struct wish, user)->key.ip, &w->key.ip))
+	TAILQ_FOREACH(u, endpoint_users(s->ep), next) {
+		const struct wish *other = container_of(u, struct wish, user);
+
+		if (wish_is_socket(w) || wish_is_socket(other) ||
+		    !is_one_server(&other->key.ip, &w->key.ip))
 			return false;
+	}
 	return true;
 }
 
@@ -559,7 +586,7 @@ static void on_again(uv_timer_t *timer)
 
 static enum config_lane lane_of(const struct wishes *all, const struct rule *rule)
 {
-	return all->config->plain ? CONFIG_LANE_SSH : rule->c.lane;
+	return all->config->plain || rule->c.guest_socket ? CONFIG_LANE_SSH : rule->c.lane;
 }
 
 static void wish_place(struct wishes *all, struct wish *w, const struct decision *d)
@@ -570,7 +597,8 @@ static void wish_place(struct wishes *all, struct wish *w, const struct decision
 	if (w->rule)
 		w->user.target->lane_wanted = lane_of(all, w->rule);
 	switch (w->kind) {
-	case WISH_CLOSED: close_off(all, w, d->error); break;
+	case WISH_CLOSED:
+	case WISH_EARLY: close_off(all, w, d->error); break;
 	case WISH_COVERED:
 		w->cover = d->cover;
 		TAILQ_INSERT_TAIL(&w->cover->covered, w, aside);
@@ -683,6 +711,19 @@ void wishes_settle(struct wishes *all)
 	all->look_at_reserved = false;
 }
 
+const char *wish_host_addr(const struct wishes *all, const struct wish *w)
+{
+	static char text[ADDRESS_TEXT_SIZE];
+	struct rule_host host;
+
+	if (w->slot)
+		return endpoint_address(w->slot->ep);
+	if (!wish_is_socket(w))
+		return "";
+	host = host_of(all, w->of_static, w->of_static->c.guest_port[0]);
+	return host.socket ? host.socket : address_text(&host.ip, host.port, text);
+}
+
 /* --- life -------------------------------------------------------------------- */
 
 void wishes_open(struct wishes *all)
@@ -734,13 +775,15 @@ struct wish *wish_new(struct wishes *all, const struct guest_port *key, struct r
 	w->key = *key;
 	w->of_static = of_static;
 	w->since_ms = uv_now(&all->hub->loop->uv);
-	w->user.target = target_new(address_text(&key->ip, key->port, text));
+	w->user.target = target_new(wish_is_socket(w) ? of_static->c.guest_socket :
+					address_text(&key->ip, key->port, text));
 	w->user.rank = address_is_v4(&key->ip) ? ENDPOINT_RANK_V4 : ENDPOINT_RANK_V6;
 	TAILQ_INIT(&w->covered);
 	table_add(&all->by_key, &w->link, hash_key(key, of_static));
 	if (of_static) {
 		TAILQ_INSERT_TAIL(&all->statics, w, in_list);
-		aim_static(w);
+		if (!wish_is_socket(w))
+			aim_static(w);
 	} else {
 		TAILQ_INSERT_TAIL(&all->listeners, w, in_list);
 		all->n_listeners++;

@@ -339,7 +339,8 @@ static void test_policy_live_rules_that_are_refused(void **state)
 	unsigned id, n = 0;
 	struct fx fx;
 
-	socket.guest_socket = (char *)"/run/x.sock";
+	socket.guest_socket = socket.host_socket = (char *)"/run/x.sock";
+	socket.reverse = true;
 	fx_start(&fx, &file, 1, NULL);
 	assert_int_equal(forward_add_rule(fx.forward, &ssh, &id, &err), -EPERM);
 	assert_int_equal(forward_add_rule(fx.forward, &own, &id, &err), -EPERM);
@@ -779,59 +780,81 @@ static void test_policy_ssh_ports_of_other_instances(void **state)
 	fx_stop(&fx);
 }
 
-struct sockets {	/* plays hostagent/socket_forward */
-	struct fx *fx;
-	struct config_port_forward added;
-	unsigned rechecks;
-};
-
-static int socket_add(void *arg, unsigned id, const struct config_port_forward *rule,
-		      struct error *err)
+static void note_row(void *arg, const struct forward_row *row)
 {
-	((struct sockets *)arg)->added = *rule;
-	return 0;
+	snprintf(arg, 160, "%s %s %s %s %s", row->protocol, row->guest_addr, row->host_addr,
+		 row->state, row->error);
 }
 
-static void socket_recheck(void *arg)
+static const char *only_row(struct fx *fx)
 {
-	((struct sockets *)arg)->rechecks++;
+	static char text[160];
+
+	forward_list(fx->forward, note_row, text);
+	return text;
 }
 
-static bool was_rechecked(void *arg)
-{
-	return ((struct sockets *)arg)->rechecks > 0;
-}
-
-/* A guest's socket on a host port: that one keeps off ssh's, too. */
+/* A guest's socket on a host port: once ssh is there, and that one keeps off ssh's, too. */
 static void test_policy_host_port_of_a_guest_socket(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct instances in = { .port = p };
+	struct instances in = { 0 };
 	struct config_port_forward r = rule(0, p);
 	struct config c = { .port_forwards = &r, .n_port_forwards = 1 };
 	struct forward_options more = { .reserved = { list_instances, &in },
 					.loopback = fx_port(0, "127.0.0.7", 1).ip };
-	struct forward_sockets ops = { .add = socket_add, .recheck = socket_recheck };
-	struct sockets s = { 0 };
-	struct error err = { 0 };
 	struct fx fx;
 
 	r.guest_socket = (char *)"/run/x.sock";
-	ops.arg = &s;
 	fx_start_with(&fx, &c, &more);
-	forward_set_sockets(fx.forward, &ops);
-	assert_int_equal(s.added.host_port[0], p);
-	assert_memory_equal(&s.added.host_ip, &more.loopback, sizeof(more.loopback));
-	assert_true(fx_until(&fx, was_rechecked, &s));
-	assert_int_equal(forward_check_host_port(fx.forward, p, &err), -EPERM);
-	assert_string_equal(err.msg, expect("host port %u is the ssh port of instance `db`", p));
-	assert_int_equal(forward_check_host_port(fx.forward, 60022, &err), -EPERM);
-	assert_int_equal(forward_check_host_port(fx.forward, 8080, &err), 0);
-	s.rechecks = 0;
-	in.port = 0; /* asking looks again, once a second at most */
-	assert_true(fx_until(&fx, was_rechecked, &s));
-	assert_int_equal(forward_check_host_port(fx.forward, p, &err), 0);
-	forward_set_sockets(fx.forward, NULL);
+	fx_turn(&fx, 20);
+	assert_int_equal(fx.events.len, 0);
+	assert_string_equal(only_row(&fx), expect("tcp /run/x.sock 127.0.0.7:%u waiting "
+						  "no ssh connection to the guest yet", p));
+	assert_false(reachable("127.0.0.7", p));
+	forward_set_lane(fx.forward, CONFIG_LANE_SSH, &fx.lane.lane);
+	assert_true(fx_wait_event(&fx, expect("forwarding tcp /run/x.sock 127.0.0.7:%u", p)));
+	assert_true(reachable("127.0.0.7", p));
+	forward_set_lane(fx.forward, CONFIG_LANE_SSH, NULL); /* the next one may come soon */
+	assert_true(reachable("127.0.0.7", p));
+	in.port = p; /* an instance was made that has it */
+	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", fx_free_port());
+	assert_true(fx_wait_event(&fx, "not-forwarding tcp /run/x.sock"));
+	assert_int_equal(fx_count_events(&fx, "stopping tcp /run/x.sock"), 1);
+	assert_non_null(strstr(fx.events.items[fx.events.len - 1],
+			       "is the ssh port of instance `db`"));
+	assert_false(reachable("127.0.0.7", p));
+	fx_stop(&fx);
+}
+
+/* Two things of the guest for one host port: the second waits, and is told for what. */
+static void test_policy_guest_socket_shares_with_nobody(void **state)
+{
+	uint16_t p = fx_free_port();
+	struct config_port_forward r[] = { rule(0, p), rule(0, p), rule(p, p) };
+	struct error err = { 0 };
+	struct fx fx;
+	unsigned id, other;
+
+	r[0].guest_socket = (char *)"/run/x.sock";
+	r[1].guest_socket = (char *)"/run/y.sock";
+	fx_start(&fx, NULL, 0, NULL);
+	forward_set_lane(fx.forward, CONFIG_LANE_SSH, &fx.lane.lane);
+	assert_int_equal(forward_add_rule(fx.forward, &r[0], &id, &err), 0);
+	assert_int_equal(forward_add_rule(fx.forward, &r[1], &other, &err), 0);
+	assert_int_equal(fx_count_events(&fx, "forwarding tcp /run/x.sock"), 1);
+	assert_true(reachable("::1", p));
+	assert_true(fx_wait_event(&fx, "failed tcp /run/y.sock"));
+	assert_non_null(strstr(fx.events.items[1],
+			       "another socket of this guest has it, /run/x.sock"));
+	assert_int_equal(forward_remove_rule(fx.forward, other, &err), 0);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	assert_true(fx_wait_event(&fx, "failed tcp 127.0.0.1"));
+	assert_int_equal(forward_remove_rule(fx.forward, id, &err), 0);
+	assert_true(fx_wait_event(&fx, "forwarding tcp 127.0.0.1"));
+	r[0].guest_socket = (char *)"/run/a:b.sock";
+	assert_int_equal(forward_add_rule(fx.forward, &r[0], &id, &err), -EINVAL);
+	assert_non_null(strstr(err.msg, "a colon"));
 	fx_stop(&fx);
 }
 
@@ -862,6 +885,7 @@ int main(void)
 		cmocka_unit_test(test_policy_root_keeps_privileged_ports),
 		cmocka_unit_test(test_policy_ssh_ports_of_other_instances),
 		cmocka_unit_test(test_policy_host_port_of_a_guest_socket),
+		cmocka_unit_test(test_policy_guest_socket_shares_with_nobody),
 	};
 
 	if (port && ready)

@@ -575,6 +575,136 @@ static void test_ssh_unused_forward_is_cancelled(void **state)
 	ssh_stop(&x);
 }
 
+/* --- sockets of the guest ------------------------------------------------------------ */
+
+static int connect_unix(const char *path)
+{
+	struct timeval patience = { .tv_sec = 20 };
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	strcpy(sa.sun_path, path);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0)
+		return fd;
+	close(fd);
+	return -errno;
+}
+
+static void find_socket(void *arg, const struct forward_row *row)
+{
+	if (*row->guest_addr == '/')
+		*(struct forward_row *)arg = *row;
+}
+
+static struct forward_row socket_row(struct sx *x)
+{
+	struct forward_row row = { 0 };
+
+	forward_list(x->fx.forward, find_socket, &row);
+	return row;
+}
+
+static bool socket_has_no_client(void *arg)
+{
+	return socket_row(arg).connections_now == 0;
+}
+
+/* A stale file is replaced, another one left alone and told; the listener outlives the
+ * master, and what goes through it is counted. */
+static void test_guest_socket(void **state)
+{
+	struct config_port_forward rule = { .guest_socket = (char *)"/run/deep/app.sock" };
+	struct error err = { 0 };
+	struct forward_row row;
+	struct stat st;
+	struct sx x;
+	unsigned id;
+	char in;
+	int fd;
+
+	ssh_start(&x, SERVE_ECHO, 0);
+	scoped_free char *host = xasprintf("%s/sub/app.sock", x.dir);
+	scoped_free char *plain = xasprintf("%s/plain", x.dir);
+	scoped_free char *want = xasprintf("%s/lane-%d-0.sock:/run/deep/app.sock", x.dir, getpid());
+	assert_int_equal(path_write_file(plain, "mine", 4, 0600, &err), 0);
+	rule.host_socket = plain;
+	assert_int_equal(forward_add_rule(x.fx.forward, &rule, &id, &err), 0);
+	assert_true(fx_wait_event(&x.fx, "failed unix /run/deep/app.sock"));
+	assert_non_null(strstr(x.fx.events.items[x.fx.events.len - 1],
+			       "exists and is not a socket"));
+	assert_string_equal(socket_row(&x).state, "waiting");
+	assert_int_equal(forward_remove_rule(x.fx.forward, id, &err), 0);
+	assert_true(path_exists(plain));
+
+	scoped_free char *sub = xasprintf("%s/sub", x.dir);
+	assert_int_equal(mkdir(sub, 0700), 0);
+	close(listen_unix(host)); /* stale */
+	rule.host_socket = host;
+	assert_int_equal(forward_add_rule(x.fx.forward, &rule, &id, &err), 0);
+	assert_true(fx_wait_event(&x.fx, "forwarding unix /run/deep/app.sock"));
+	assert_int_equal(lstat(host, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	assert_int_equal(ssh_calls(&x, "forward"), 0); /* only for a client */
+
+	fd = connect_unix(host);
+	assert_echo(&x, fd);
+	shutdown(fd, SHUT_WR);
+	assert_int_equal(fx_receive(&x.fx, fd, &in, 1), 0);
+	close(fd);
+	assert_true(fx_until(&x.fx, socket_has_no_client, &x));
+	scoped_free char *call = xasprintf("forward %s", want);
+	assert_int_equal(ssh_calls(&x, call), 1);
+	row = socket_row(&x);
+	assert_string_equal(row.protocol, "unix");
+	assert_string_equal(row.state, "forwarding");
+	assert_string_equal(row.lane, "ssh");
+	assert_int_equal(row.connections_total, 1);
+	assert_int_equal(row.bytes_in, 5);
+	assert_int_equal(row.bytes_out, 5);
+	assert_int_not_equal(row.connect_last_us, 0);
+
+	forward_set_lane(x.fx.forward, CONFIG_LANE_SSH, NULL); /* the guest reboots */
+	lane_ssh_set_master(x.lane, false);
+	fd = connect_unix(host);
+	assert_true(fd >= 0);
+	lane_ssh_set_master(x.lane, true);
+	forward_set_lane(x.fx.forward, CONFIG_LANE_SSH, x.lane);
+	assert_echo(&x, fd);
+	close(fd);
+	assert_int_equal(fx_count_events(&x.fx, "forwarding unix"), 1);
+
+	assert_int_equal(forward_remove_rule(x.fx.forward, id, &err), 0);
+	assert_true(fx_wait_event(&x.fx, "stopping unix /run/deep/app.sock"));
+	assert_false(path_exists(host));
+	assert_int_equal(forward_add_rule(x.fx.forward, &rule, &id, &err), 0);
+	assert_true(path_exists(host));
+	ssh_stop(&x);
+}
+
+/* Nobody has the path in the guest: ssh hangs up. */
+static void test_guest_socket_that_is_not_there_counts(void **state)
+{
+	struct config_port_forward rule = { .guest_socket = (char *)"/run/app.sock" };
+	struct error err = { 0 };
+	struct sx x;
+	unsigned id;
+	char in;
+	int fd;
+
+	ssh_start(&x, SERVE_HANG_UP, 0);
+	scoped_free char *host = xasprintf("%s/app.sock", x.dir);
+	rule.host_socket = host;
+	assert_int_equal(forward_add_rule(x.fx.forward, &rule, &id, &err), 0);
+	fd = connect_unix(host);
+	assert_true(fx_receive(&x.fx, fd, &in, 1) <= 0);
+	close(fd);
+	assert_true(fx_until(&x.fx, socket_has_no_client, &x));
+	assert_int_equal(socket_row(&x).resets, 1);
+	assert_int_equal(socket_row(&x).connections_total, 1);
+	ssh_stop(&x);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -588,6 +718,8 @@ int main(void)
 		cmocka_unit_test(test_ssh_forwards_are_made_anew_with_a_new_master),
 		cmocka_unit_test(test_ssh_that_does_not_answer_resets_in_time),
 		cmocka_unit_test(test_ssh_unused_forward_is_cancelled),
+		cmocka_unit_test(test_guest_socket),
+		cmocka_unit_test(test_guest_socket_that_is_not_there_counts),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
