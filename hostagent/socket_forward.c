@@ -357,8 +357,7 @@ static int add(void *arg, unsigned id, const struct config_port_forward *rule, s
 
 	if (strpbrk(rule->guest_socket, RULE_NOT_FOR_SSH) ||
 	    strpbrk(rule->host_socket, RULE_NOT_FOR_SSH))
-		return error_set(err, -EINVAL, "ssh cannot forward a socket with a colon or a line "
-					       "break in its path");
+		return error_set(err, -EINVAL, RULE_NOT_FOR_SSH_WHY);
 	i = xnew(struct item);
 	i->rule_id = id;
 	i->guest = xstrdup(rule->guest_socket);

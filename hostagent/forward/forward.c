@@ -173,8 +173,7 @@ static int check_live(const struct forward *f, const struct config_port_forward 
 	    check_host_port(f, host, err) < 0)
 		return err->code;
 	if (c->guest_socket && strpbrk(c->guest_socket, RULE_NOT_FOR_SSH))
-		return error_set(err, -EINVAL, "ssh cannot forward a socket with a colon or a line "
-					       "break in its path");
+		return error_set(err, -EINVAL, RULE_NOT_FOR_SSH_WHY);
 	if (c->reverse && !f->sockets.add)
 		return error_set(err, -ENOTSUP, "there is no ssh connection to carry a guest socket");
 	return 0;

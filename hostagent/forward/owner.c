@@ -23,6 +23,14 @@ enum {
 
 /* --- the look ---------------------------------------------------------------- */
 
+struct owner_query {
+	int proto;          /* IPPROTO_TCP, IPPROTO_UDP */
+	struct in6_addr ip; /* what we wanted to bind */
+	uint16_t port;
+	const char *path;   /* NULL, or a listening unix socket's: counts instead */
+	char answer[120];
+};
+
 struct found {
 	unsigned long inode; /* 0: nobody */
 	unsigned uid;
@@ -234,7 +242,8 @@ static void look_at_process(const char *pid, struct owner_query *const *queries,
 	}
 }
 
-void owner_scan(struct owner_query *const *queries, size_t n)
+/* Blocks. */
+static void scan(struct owner_query *const *queries, size_t n)
 {
 	scoped_free struct found *found = xcalloc(n, sizeof(*found));
 	scoped_dir DIR *proc = opendir("/proc");
@@ -285,7 +294,7 @@ static void look(uv_work_t *work)
 
 	STAILQ_FOREACH(r, &f->looking, next)
 		queries[n++] = &r->query;
-	owner_scan(queries, n);
+	scan(queries, n);
 }
 
 static void start(struct owner_finder *f);

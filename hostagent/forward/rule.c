@@ -38,7 +38,8 @@ bool rule_speaks(const struct config_port_forward *r, int proto)
 	return r->proto == L4_ANY || r->proto == (proto == IPPROTO_UDP ? L4_UDP : L4_TCP);
 }
 
-bool rule_is_socket(const struct config_port_forward *r)
+/* Not for ports. */
+static bool is_socket(const struct config_port_forward *r)
 {
 	return r->guest_socket || r->reverse;
 }
@@ -202,7 +203,7 @@ static bool covers_ip(const struct config_port_forward *r, const struct in6_addr
 static bool matches(const struct config_port_forward *r, int proto, const struct in6_addr *ip,
 		    uint16_t port)
 {
-	if (rule_is_socket(r) || !rule_speaks(r, proto))
+	if (is_socket(r) || !rule_speaks(r, proto))
 		return false;
 	if (port < r->guest_port[0] || port > r->guest_port[1])
 		return false;

@@ -71,10 +71,9 @@ struct rule *rule_match(const struct rule_set *set, int proto, const struct in6_
 
 /* Does it carry such packets at all? */
 bool rule_speaks(const struct config_port_forward *rule, int proto);
-/* A socket in the guest: not for ports. */
-bool rule_is_socket(const struct config_port_forward *rule);
 /* What a guest socket's path must not have: ssh takes it for the end. */
 #define RULE_NOT_FOR_SSH "\r\n:"
+#define RULE_NOT_FOR_SSH_WHY "ssh cannot forward a socket with a colon or a line break in its path"
 /* The host's side of @rule for a guest @port it matched. */
 struct rule_host rule_host_address(const struct config_port_forward *rule, uint16_t port);
 

@@ -94,8 +94,7 @@ static void decide_socket(const struct wishes *all, const struct wish *w, struct
 	d->rule = w->of_static;
 	d->host = host_of(all, d->rule, d->rule->c.guest_port[0]);
 	if (strpbrk(d->rule->c.guest_socket, RULE_NOT_FOR_SSH)) {
-		snprintf(d->error, sizeof(d->error), "ssh cannot forward a socket with a colon or "
-			 "a line break in its path");
+		snprintf(d->error, sizeof(d->error), RULE_NOT_FOR_SSH_WHY);
 	} else if (!may_have(all, d->rule, &d->host, d->error, sizeof(d->error))) {
 		return;
 	} else if (w->slot || all->hub->lanes.of[CONFIG_LANE_SSH]) {
