@@ -62,3 +62,14 @@ static inline size_t fuzz_take_bytes(struct fuzz_input *in, unsigned max, const 
 	in->len -= len;
 	return len;
 }
+
+/* An input that is a list of steps, up to 200: a byte says which, and the step takes
+ * from the input what it wants. */
+struct fuzz_steps {
+	void (*begin)(void), (*end)(void);	/* around them; no descriptor stays open */
+	void (*const *steps)(struct fuzz_input *in);
+	size_t n;
+};
+
+/* For LLVMFuzzerTestOneInput(). */
+int fuzz_run_steps(const struct fuzz_steps *s, const uint8_t *data, size_t len);

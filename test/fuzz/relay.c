@@ -21,7 +21,7 @@
 #include "test/fuzz/fuzz.h"
 
 enum {
-	HOSTS = 3, SERVERS = 4, STEPS_MAX = 200,
+	HOSTS = 3, SERVERS = 4,
 	CONNECTIONS_MAX = 2,	/* one more closes an idle one */
 	OUT_MAX = 1 << 18, SOCKET_BUFFER = 8192,
 	/* ports of a hello's, which connect() sees to */
@@ -409,15 +409,9 @@ static void end(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	struct fuzz_input in = { data, len };
+	static const struct fuzz_steps all = { begin, end, steps, ARRAY_SIZE(steps) };
 
-	fuzz_note_descriptors();
-	begin();
-	for (unsigned i = 0; in.len && i < STEPS_MAX; i++)
-		steps[fuzz_take(&in) % ARRAY_SIZE(steps)](&in);
-	end();
-	fuzz_check_descriptors();
-	return 0;
+	return fuzz_run_steps(&all, data, len);
 }
 
 static void add_seeds(void)

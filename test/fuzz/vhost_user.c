@@ -21,7 +21,7 @@
 #include "test/fuzz/fuzz.h"
 
 enum {
-	PAGE = 4096, MEMORY = 32 * PAGE, RING = 16, RINGS = 2, STEPS_MAX = 200, SEND_FDS_MAX = 9,
+	PAGE = 4096, MEMORY = 32 * PAGE, RING = 16, RINGS = 2, SEND_FDS_MAX = 9,
 	/* of guest memory: each ring has a page, buffers are behind both */
 	AVAIL = 0x400, USED = 0x600, BUFFERS = RINGS * PAGE,
 	VERSION = 1, REPLY = 4, NEED_REPLY = 8,
@@ -441,6 +441,7 @@ static void begin(void)
 {
 	uint64_t n;
 
+	appetite = 0x80 | RING;
 	fds[MEMFD] = new_memfd("guest", MEMORY, F_SEAL_SHRINK);
 	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, fds[MEMFD], 0);
 	for (int i = KICK_0; i <= CALL; i++)
@@ -483,16 +484,9 @@ static void end(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	struct fuzz_input in = { data, len };
+	static const struct fuzz_steps all = { begin, end, steps, ARRAY_SIZE(steps) };
 
-	fuzz_note_descriptors();
-	appetite = 0x80 | RING;
-	begin();
-	for (unsigned i = 0; in.len && i < STEPS_MAX; i++)
-		steps[fuzz_take(&in) % ARRAY_SIZE(steps)](&in);
-	end();
-	fuzz_check_descriptors();
-	return 0;
+	return fuzz_run_steps(&all, data, len);
 }
 
 static void add_seeds(void)
