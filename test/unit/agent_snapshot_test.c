@@ -15,6 +15,7 @@
 #include "lib/base/mem.h"
 #include "lib/store/snapshot_room.h"
 #include "test/mock/driver_answer.h"
+#include "test/mock/loop_wait.h"
 
 static struct fx {
 	struct agent a;
@@ -163,7 +164,7 @@ static const struct driver_ops driver = {
 
 /* --- the world ----------------------------------------------------------- */
 
-#define WAIT_FOR(cond) driver_answer_wait(&fx.a.loop, cond)
+#define WAIT_FOR(cond) loop_wait(&fx.a.loop, cond)
 
 static void on_tick(uv_timer_t *t)
 {

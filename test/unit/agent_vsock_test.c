@@ -21,6 +21,7 @@
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
 #include "test/mock/driver_answer.h"
+#include "test/mock/loop_wait.h"
 #include "test/mock/vsock.h"
 
 enum { SSHD = 22 };
@@ -90,7 +91,7 @@ static void on_tick(uv_timer_t *t)
 {
 }
 
-#define WAIT_FOR(cond) driver_answer_wait(&fx.a.loop, cond)
+#define WAIT_FOR(cond) loop_wait(&fx.a.loop, cond)
 
 static void turn(unsigned ms)
 {

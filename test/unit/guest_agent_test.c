@@ -27,6 +27,7 @@
 #include "lib/base/path.h"
 #include "proto/guest_client.h"
 #include "proto/link.h"
+#include "test/mock/loop_wait.h"
 #include "test/mock/netns.h"
 
 enum { DEADLINE_MS = 20000, PORTS_MAX = 64 };
@@ -53,15 +54,7 @@ static void on_tick(uv_timer_t *t)
 {
 }
 
-#define wait_for(h, cond)                                                   \
-	do {                                                                \
-		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;          \
-		while (!(cond)) {                                           \
-			if (clock_mono_ms() > until_ms)                     \
-				fail_msg("never came true: %s", #cond);     \
-			uv_run(&(h)->loop.uv, UV_RUN_ONCE);                 \
-		}                                                           \
-	} while (0)
+#define wait_for(h, cond) loop_wait(&(h)->loop, cond)
 
 /* --- the host's side ------------------------------------------------------- */
 

@@ -11,12 +11,10 @@
 
 #include "guestagent/provision.h"
 #include "guestagent/touch.h"
-#include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/path.h"
-
-enum { DEADLINE_MS = 10000 };
+#include "test/mock/loop_wait.h"
 
 struct fixture {
 	struct loop loop;
@@ -60,15 +58,7 @@ static void fixture_stop(struct fixture *f)
 	assert_int_equal(path_remove_tree(f->dir, &err), 0);
 }
 
-#define wait_for(f, cond)                                                   \
-	do {                                                                \
-		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;          \
-		while (!(cond)) {                                           \
-			if (clock_mono_ms() > until_ms)                     \
-				fail_msg("never came true: %s", #cond);     \
-			uv_run(&(f)->loop.uv, UV_RUN_ONCE);                 \
-		}                                                           \
-	} while (0)
+#define wait_for(f, cond) loop_wait(&(f)->loop, cond)
 
 /* As a shell script does it: not atomic. */
 static void put(struct fixture *f, const char *name, const char *text)

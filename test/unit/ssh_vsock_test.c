@@ -17,9 +17,10 @@
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "test/mock/loop_wait.h"
 #include "test/mock/vsock.h"
 
-enum { DEADLINE_MS = 20000, WAIT_MS = 600, SSHD = 22 };
+enum { WAIT_MS = 600, SSHD = 22 };
 
 struct fx {
 	struct loop loop;
@@ -48,15 +49,7 @@ static void on_lane_changed(void *arg, struct lane *lane, bool usable)
 		ssh_vsock_try_again(fx->s);
 }
 
-#define WAIT_FOR(fx, cond)                                              \
-	do {                                                            \
-		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;      \
-		while (!(cond)) {                                       \
-			if (clock_mono_ms() > until_ms)                 \
-				fail_msg("never came true: %s", #cond); \
-			uv_run(&(fx)->loop.uv, UV_RUN_ONCE);            \
-		}                                                       \
-	} while (0)
+#define WAIT_FOR(fx, cond) loop_wait(&(fx)->loop, cond)
 
 static void turn(struct fx *fx, unsigned ms)
 {

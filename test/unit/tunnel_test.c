@@ -20,6 +20,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/mem.h"
 #include "test/mock/guest_stream.h"
+#include "test/mock/loop_wait.h"
 
 enum { DEADLINE_MS = 10000 };
 
@@ -50,15 +51,7 @@ static void on_tunnels_closed(void *arg)
 	((struct fixture *)arg)->closed = true;
 }
 
-#define wait_for(f, cond)                                                   \
-	do {                                                                \
-		uint64_t until_ms = clock_mono_ms() + DEADLINE_MS;          \
-		while (!(cond)) {                                           \
-			if (clock_mono_ms() > until_ms)                     \
-				fail_msg("never came true: %s", #cond);     \
-			uv_run(&(f)->loop.uv, UV_RUN_ONCE);                 \
-		}                                                           \
-	} while (0)
+#define wait_for(f, cond) loop_wait(&(f)->loop, cond)
 
 static void fixture_stop(struct fixture *f)
 {

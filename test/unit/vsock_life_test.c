@@ -32,6 +32,18 @@ static void play(void (*script)(struct vsock_guest *g, void *arg))
 	fx_stop(&fx);
 }
 
+/* … after the one whose script ends. */
+static void another_guest_comes(void)
+{
+	assert_true(until(&fx, script_done, &fx));
+	vsock_guest_done(&fx.guest);
+	vsock_guest_init(&fx.guest, fx.path);
+	fx.guest.service = by_port;
+	vsock_guest_run(&fx.guest, vsock_guest_live, NULL);
+	assert_true(until(&fx, is_up, &fx));
+	echo_with(&fx, GUEST_ECHO);
+}
+
 /* --- the life of the guest ------------------------------------------------ */
 
 static atomic_int stage;
@@ -151,13 +163,7 @@ static void test_vsock_qemu_hangs_up_and_another_comes(void **state)
 	assert_true(until(&fx, has_ended, &c));
 	assert_int_equal(c.code, -ECANCELED);
 	close(c.far);
-	assert_true(until(&fx, script_done, &fx));
-	vsock_guest_done(&fx.guest);
-	vsock_guest_init(&fx.guest, fx.path);
-	fx.guest.service = by_port;
-	vsock_guest_run(&fx.guest, vsock_guest_live, NULL);
-	assert_true(until(&fx, is_up, &fx));
-	echo_with(&fx, GUEST_ECHO);
+	another_guest_comes();
 	fx_stop(&fx);
 }
 
@@ -193,13 +199,7 @@ static void test_vsock_bad_messages_end_the_connection(void **state)
 {
 	fx_open(&fx, NULL);
 	vsock_guest_run(&fx.guest, bad_messages, NULL);
-	assert_true(until(&fx, script_done, &fx));
-	vsock_guest_done(&fx.guest);
-	vsock_guest_init(&fx.guest, fx.path);
-	fx.guest.service = by_port;
-	vsock_guest_run(&fx.guest, vsock_guest_live, NULL);
-	assert_true(until(&fx, is_up, &fx));
-	echo_with(&fx, GUEST_ECHO);
+	another_guest_comes();
 	fx_stop(&fx);
 }
 
