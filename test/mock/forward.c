@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "hostagent/forward/address.h"
@@ -101,6 +102,16 @@ void fx_remove(struct fx *fx, int proto, const char *ip, uint16_t port)
 	forward_change_ports(fx->forward, NULL, 0, &p, 1);
 }
 
+struct config_port_forward fx_rule(uint16_t port, uint16_t host_port)
+{
+	struct in6_addr loopback = address_v4(127, 0, 0, 1);
+
+	return (struct config_port_forward){ .guest_ip = loopback,
+					     .guest_port = { port, port },
+					     .host_ip = loopback,
+					     .host_port = { host_port, host_port } };
+}
+
 uint16_t fx_free_port(void)
 {
 	/* below the range that the kernel hands to clients, so none takes it */
@@ -177,6 +188,11 @@ void fx_turn(struct fx *fx, unsigned ms)
 	turn_until(fx, ms, NULL, NULL);
 }
 
+const char *fx_newest(struct fx *fx)
+{
+	return fx->events.len ? fx->events.items[fx->events.len - 1] : "";
+}
+
 struct wanted_event {
 	struct fx *fx;
 	const char *prefix;
@@ -185,9 +201,8 @@ struct wanted_event {
 static bool newest_is(void *arg)
 {
 	struct wanted_event *w = arg;
-	const struct strv *v = &w->fx->events;
 
-	return v->len && strncmp(v->items[v->len - 1], w->prefix, strlen(w->prefix)) == 0;
+	return w->fx->events.len && strncmp(fx_newest(w->fx), w->prefix, strlen(w->prefix)) == 0;
 }
 
 bool fx_wait_event(struct fx *fx, const char *prefix)
@@ -204,7 +219,75 @@ unsigned fx_count_events(struct fx *fx, const char *prefix)
 	return n;
 }
 
-/* --- clients ----------------------------------------------------------------- */
+/* --- what is listed ---------------------------------------------------------- */
+
+struct lister {
+	struct fx_rows *rows;
+	void (*more)(const struct forward_row *row, char *ret, size_t size);
+};
+
+static void say_error(const struct forward_row *row, char *ret, size_t size)
+{
+	snprintf(ret, size, "%s", row->error);
+}
+
+static void add_row(void *arg, const struct forward_row *row)
+{
+	const struct lister *l = arg;
+	struct fx_rows *rows = l->rows;
+	char more[120] = "";
+
+	assert_true(rows->n < ARRAY_SIZE(rows->text));
+	l->more(row, more, sizeof(more));
+	snprintf(rows->text[rows->n++], sizeof(rows->text[0]), "%s %s %s %s%s%s", row->protocol,
+		 row->guest_addr, *row->host_addr ? row->host_addr : "-", row->state,
+		 *more ? " " : "", more);
+}
+
+const struct fx_rows *fx_list(struct fx *fx,
+			      void (*more)(const struct forward_row *row, char *ret, size_t size))
+{
+	static struct fx_rows rows;
+
+	rows.n = 0;
+	forward_list(fx->forward, add_row, &(struct lister){ &rows, more ? more : say_error });
+	return &rows;
+}
+
+struct only_row {
+	struct forward_row row;
+	unsigned n;
+};
+
+static void copy_row(void *arg, const struct forward_row *row)
+{
+	struct only_row *r = arg;
+
+	r->row = *row;
+	r->n++;
+}
+
+struct forward_row fx_row(struct fx *fx)
+{
+	struct only_row r = { 0 };
+
+	forward_list(fx->forward, copy_row, &r);
+	assert_int_equal(r.n, 1);
+	return r.row;
+}
+
+const char *fx_text(const char *fmt, ...)
+{
+	static char text[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	return text;
+}
+
+/* --- sockets of clients and servers ------------------------------------------- */
 
 struct client {
 	struct fx *fx;
@@ -297,6 +380,54 @@ int fx_bind(int type, const char *ip, uint16_t port)
 	return fd;
 }
 
+static int open_unix(const char *path, struct sockaddr_un *sa)
+{
+	struct timeval tv = { .tv_sec = 10 };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	*sa = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	snprintf(sa->sun_path, sizeof(sa->sun_path), "%s", path);
+	if (fd < 0)
+		return -errno;
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+	return fd;
+}
+
+int fx_connect_unix(const char *path)
+{
+	struct sockaddr_un sa;
+	int fd = open_unix(path, &sa), rc;
+
+	if (fd >= 0 && connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0) {
+		rc = -errno;
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
+
+int fx_bind_unix(const char *path)
+{
+	struct sockaddr_un sa;
+	int fd = open_unix(path, &sa), rc;
+
+	if (fd >= 0 && (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, 128) < 0)) {
+		rc = -errno;
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
+
+bool fx_reachable(const char *ip, uint16_t port)
+{
+	int fd = fx_connect(SOCK_STREAM, ip, port);
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
 ssize_t fx_receive(struct fx *fx, int fd, void *buf, size_t len)
 {
 	ssize_t n;
@@ -308,4 +439,13 @@ ssize_t fx_receive(struct fx *fx, int fd, void *buf, size_t len)
 		fx_turn(fx, 1);
 	}
 	return -EAGAIN;
+}
+
+void fx_assert_echo(struct fx *fx, int fd, const void *data, size_t len)
+{
+	scoped_free uint8_t *in = xmalloc(len + 1);
+
+	assert_int_equal(send(fd, data, len, 0), len);
+	assert_int_equal(fx_receive(fx, fd, in, len + 1), len);
+	assert_memory_equal(in, data, len);
 }

@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,63 +22,16 @@
 #include "lib/base/mem.h"
 #include "test/mock/forward.h"
 
-static bool reachable(const char *ip, uint16_t port)
+/* Of the rule that decided. */
+static void say_whose(const struct forward_row *row, char *ret, size_t size)
 {
-	int fd = fx_connect(SOCK_STREAM, ip, port);
-
-	if (fd >= 0)
-		close(fd);
-	return fd >= 0;
+	snprintf(ret, size, "%s%s%s%s%s", row->origin, *row->rule ? " " : "", row->rule,
+		 row->is_static ? " static" : "", row->reverse ? " reverse" : "");
 }
 
-static struct config_port_forward rule(uint16_t port, uint16_t host_port)
+static const struct fx_rows *list(struct fx *fx)
 {
-	return (struct config_port_forward){ .guest_ip = fx_port(0, "127.0.0.1", 1).ip,
-					     .guest_port = { port, port },
-					     .host_ip = fx_port(0, "127.0.0.1", 1).ip,
-					     .host_port = { host_port, host_port } };
-}
-
-static const char *newest(struct fx *fx)
-{
-	return fx->events.len ? fx->events.items[fx->events.len - 1] : "";
-}
-
-static const char *expect(const char *fmt, ...)
-{
-	static char text[256];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
-	return text;
-}
-
-struct rows {
-	unsigned n;
-	char text[16][240];
-};
-
-static void copy_row(void *arg, const struct forward_row *row)
-{
-	struct rows *r = arg;
-
-	if (r->n < ARRAY_SIZE(r->text))
-		snprintf(r->text[r->n], sizeof(r->text[0]), "%s %s %s %s %s%s%s%s%s", row->protocol,
-			 row->guest_addr, *row->host_addr ? row->host_addr : "-", row->state,
-			 row->origin, *row->rule ? " " : "", row->rule,
-			 row->is_static ? " static" : "", row->reverse ? " reverse" : "");
-	r->n++;
-}
-
-static const struct rows *list(struct fx *fx)
-{
-	static struct rows rows;
-
-	rows.n = 0;
-	forward_list(fx->forward, copy_row, &rows);
-	return &rows;
+	return fx_list(fx, say_whose);
 }
 
 /* Number of the host port that the newest event names. */
@@ -96,9 +48,8 @@ static uint16_t host_port_of(const char *event)
 static void test_policy_static_is_there_from_the_start(void **state)
 {
 	uint16_t a = fx_free_port(), b = fx_free_port();
-	struct config_port_forward rules[] = { rule(8080, a), rule(9000, b) };
+	struct config_port_forward rules[] = { fx_rule(8080, a), fx_rule(9000, b) };
 	struct fx fx;
-	char in[4];
 	int fd;
 
 	rules[0].is_static = rules[1].is_static = true;
@@ -107,30 +58,29 @@ static void test_policy_static_is_there_from_the_start(void **state)
 	fx_start(&fx, rules, 2, NULL);
 	assert_int_equal(fx.events.len, 2);
 	assert_string_equal(fx.events.items[0],
-			    expect("forwarding tcp 127.0.0.1:8080 127.0.0.1:%u", a));
+			    fx_text("forwarding tcp 127.0.0.1:8080 127.0.0.1:%u", a));
 	assert_string_equal(fx.events.items[1],
-			    expect("forwarding udp 127.0.0.1:9000 127.0.0.1:%u", b));
+			    fx_text("forwarding udp 127.0.0.1:9000 127.0.0.1:%u", b));
 	fd = fx_connect(SOCK_STREAM, "127.0.0.1", a);
-	assert_int_equal(send(fd, "abc", 3, 0), 3);
-	assert_int_equal(fx_receive(&fx, fd, in, 4), 3);
+	fx_assert_echo(&fx, fd, "abc", 3);
 	close(fd);
 	fd = fx_connect(SOCK_DGRAM, "127.0.0.1", b);
-	assert_int_equal(send(fd, "abc", 3, 0), 3);
-	assert_int_equal(fx_receive(&fx, fd, in, 4), 3);
+	fx_assert_echo(&fx, fd, "abc", 3);
 	close(fd);
-	assert_string_equal(list(&fx)->text[0],
-			    expect("tcp 127.0.0.1:8080 127.0.0.1:%u forwarding file portForwards[0] "
-				   "static", a));
+	assert_string_equal(
+		list(&fx)->text[0],
+		fx_text("tcp 127.0.0.1:8080 127.0.0.1:%u forwarding file portForwards[0] static",
+			a));
 	forward_set_ports(fx.forward, NULL, 0); /* a guest without listeners changes nothing */
 	assert_int_equal(fx.events.len, 2);
-	assert_true(reachable("127.0.0.1", a));
+	assert_true(fx_reachable("127.0.0.1", a));
 	fx_stop(&fx);
 }
 
 static void test_policy_static_range_of_both_protocols(void **state)
 {
 	uint16_t a = fx_free_port();
-	struct config_port_forward r = rule(100, a);
+	struct config_port_forward r = fx_rule(100, a);
 	struct fx fx;
 
 	for (int i = 0; i < 9; i++)
@@ -142,19 +92,18 @@ static void test_policy_static_range_of_both_protocols(void **state)
 	assert_int_equal(fx_count_events(&fx, "forwarding tcp"), 10);
 	assert_int_equal(fx_count_events(&fx, "forwarding udp"), 10);
 	for (uint16_t i = 0; i < 10; i++)
-		assert_true(reachable("127.0.0.1", (uint16_t)(a + i)));
+		assert_true(fx_reachable("127.0.0.1", (uint16_t)(a + i)));
 	fx_stop(&fx);
 }
 
 static void test_policy_static_in_plain_mode_is_tcp_over_ssh(void **state)
 {
 	uint16_t a = fx_free_port();
-	struct config_port_forward r = rule(8080, a);
+	struct config_port_forward r = fx_rule(8080, a);
 	struct config c = { .port_forwards = &r, .n_port_forwards = 1, .plain = true };
 	struct forward_options more = { 0 };
 	struct fx fx;
 	int fd;
-	char in;
 
 	r.is_static = true;
 	fx_start_with(&fx, &c, &more);
@@ -162,8 +111,7 @@ static void test_policy_static_in_plain_mode_is_tcp_over_ssh(void **state)
 	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, NULL);
 	forward_set_lane(fx.forward, CONFIG_LANE_SSH, &fx.lane.lane);
 	fd = fx_connect(SOCK_STREAM, "127.0.0.1", a);
-	assert_int_equal(send(fd, "x", 1, 0), 1);
-	assert_int_equal(fx_receive(&fx, fd, &in, 1), 1);
+	fx_assert_echo(&fx, fd, "x", 1);
 	close(fd);
 	fx_stop(&fx);
 }
@@ -172,7 +120,7 @@ static void test_policy_static_in_plain_mode_is_tcp_over_ssh(void **state)
 static void test_policy_static_stands_for_the_listener(void **state)
 {
 	uint16_t a = fx_free_port();
-	struct config_port_forward r = rule(8080, a);
+	struct config_port_forward r = fx_rule(8080, a);
 	struct fx fx;
 
 	r.is_static = true;
@@ -181,16 +129,16 @@ static void test_policy_static_stands_for_the_listener(void **state)
 	fx_add(&fx, IPPROTO_TCP, "::1", 8080);
 	assert_int_equal(fx.events.len, 1);
 	assert_int_equal(list(&fx)->n, 1);
-	assert_true(reachable("127.0.0.1", a));
+	assert_true(fx_reachable("127.0.0.1", a));
 	fx_turn(&fx, 20);
 	assert_string_equal(fx.lane.last_addr, "[::1]:8080");
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", 8080);
-	assert_true(reachable("127.0.0.1", a));
+	assert_true(fx_reachable("127.0.0.1", a));
 	fx_turn(&fx, 20);
 	assert_string_equal(fx.lane.last_addr, "0.0.0.0:8080");
 	fx_remove(&fx, IPPROTO_TCP, "0.0.0.0", 8080);
 	fx_remove(&fx, IPPROTO_TCP, "::1", 8080);
-	assert_true(reachable("127.0.0.1", a));
+	assert_true(fx_reachable("127.0.0.1", a));
 	fx_turn(&fx, 20);
 	assert_string_equal(fx.lane.last_addr, "127.0.0.1:8080");
 	assert_int_equal(fx.events.len, 1);
@@ -200,8 +148,8 @@ static void test_policy_static_stands_for_the_listener(void **state)
 static void test_policy_static_behind_an_earlier_rule(void **state)
 {
 	uint16_t a = fx_free_port(), b = fx_free_port();
-	struct config_port_forward rules[] = { rule(8080, a), rule(8081, b), rule(8080, a),
-					       rule(8081, a), rule(60022, a) };
+	struct config_port_forward rules[] = { fx_rule(8080, a), fx_rule(8081, b), fx_rule(8080, a),
+					       fx_rule(8081, a), fx_rule(60022, a) };
 	struct fx fx;
 
 	rules[0].ignore = true;
@@ -217,35 +165,33 @@ static void test_policy_static_behind_an_earlier_rule(void **state)
 						"portForwards[1] comes first and decides");
 	assert_string_equal(fx.events.items[2], "not-forwarding tcp 127.0.0.1:60022 - "
 						"ssh's own rule comes first and ignores it");
-	assert_false(reachable("127.0.0.1", a));
+	assert_false(fx_reachable("127.0.0.1", a));
 	fx_stop(&fx);
 }
 
 static void test_policy_static_host_socket(void **state)
 {
-	struct config_port_forward r = rule(8080, 0);
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	char dir[] = "/tmp/lima-policy-XXXXXX", in;
+	struct config_port_forward r = fx_rule(8080, 0);
+	char dir[] = "/tmp/lima-policy-XXXXXX", path[64];
 	struct stat st;
 	struct fx fx;
 	int fd;
 
 	assert_non_null(mkdtemp(dir));
-	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/sub/x.sock", dir);
+	snprintf(path, sizeof(path), "%s/sub/x.sock", dir);
 	r.is_static = true;
-	r.host_socket = addr.sun_path;
+	r.host_socket = path;
 	fx_start(&fx, &r, 1, NULL);
 	assert_int_equal(fx.events.len, 1); /* no UDP on a stream socket */
-	assert_int_equal(lstat(addr.sun_path, &st), 0);
+	assert_int_equal(lstat(path, &st), 0);
 	assert_int_equal(st.st_mode & 0777, 0600);
-	fd = socket(AF_UNIX, SOCK_STREAM, 0);
-	assert_int_equal(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
-	assert_int_equal(send(fd, "x", 1, 0), 1);
-	assert_int_equal(fx_receive(&fx, fd, &in, 1), 1);
+	fd = fx_connect_unix(path);
+	assert_true(fd >= 0);
+	fx_assert_echo(&fx, fd, "x", 1);
 	close(fd);
 	fx_stop(&fx);
-	assert_int_equal(lstat(addr.sun_path, &st), -1);
-	rmdir(expect("%s/sub", dir));
+	assert_int_equal(lstat(path, &st), -1);
+	rmdir(fx_text("%s/sub", dir));
 	rmdir(dir);
 }
 
@@ -254,7 +200,7 @@ static void test_policy_static_host_socket(void **state)
 static void test_policy_live_rule_moves_what_it_is_about(void **state)
 {
 	uint16_t p = fx_free_port(), q = fx_free_port(), a = fx_free_port();
-	struct config_port_forward r = rule(p, a);
+	struct config_port_forward r = fx_rule(p, a);
 	struct error err = { 0 };
 	struct fx fx;
 	unsigned id = 0;
@@ -265,20 +211,20 @@ static void test_policy_live_rule_moves_what_it_is_about(void **state)
 	assert_int_equal(forward_add_rule(fx.forward, &r, &id, &err), 0);
 	assert_int_equal(fx.events.len, 4);
 	assert_string_equal(fx.events.items[2],
-			    expect("stopping tcp 127.0.0.1:%u 127.0.0.1:%u", p, p));
+			    fx_text("stopping tcp 127.0.0.1:%u 127.0.0.1:%u", p, p));
 	assert_string_equal(fx.events.items[3],
-			    expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, a));
-	assert_true(reachable("127.0.0.1", a));
-	assert_false(reachable("127.0.0.1", p));
-	assert_string_equal(list(&fx)->text[0],
-			    expect("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding live live rule %u", p,
-				   a, id));
+			    fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, a));
+	assert_true(fx_reachable("127.0.0.1", a));
+	assert_false(fx_reachable("127.0.0.1", p));
+	assert_string_equal(
+		list(&fx)->text[0],
+		fx_text("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding live live rule %u", p, a, id));
 	assert_string_equal(list(&fx)->text[1],
-			    expect("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding builtin", q, q));
+			    fx_text("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding builtin", q, q));
 	assert_int_equal(forward_remove_rule(fx.forward, id, &err), 0);
 	assert_int_equal(fx.events.len, 6);
-	assert_true(reachable("127.0.0.1", p));
-	assert_false(reachable("127.0.0.1", a));
+	assert_true(fx_reachable("127.0.0.1", p));
+	assert_false(fx_reachable("127.0.0.1", a));
 	assert_int_equal(forward_remove_rule(fx.forward, id, &err), -ENOENT);
 	fx_stop(&fx);
 }
@@ -286,7 +232,7 @@ static void test_policy_live_rule_moves_what_it_is_about(void **state)
 static void test_policy_live_ignore_closes(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct error err = { 0 };
 	struct fx fx;
 	unsigned id;
@@ -295,17 +241,17 @@ static void test_policy_live_ignore_closes(void **state)
 	fx_start(&fx, NULL, 0, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 	assert_int_equal(forward_add_rule(fx.forward, &r, &id, &err), 0);
-	assert_false(reachable("127.0.0.1", p));
-	assert_string_equal(newest(&fx), expect("not-forwarding tcp 127.0.0.1:%u -", p));
+	assert_false(fx_reachable("127.0.0.1", p));
+	assert_string_equal(fx_newest(&fx), fx_text("not-forwarding tcp 127.0.0.1:%u -", p));
 	assert_int_equal(forward_remove_rule(fx.forward, id, &err), 0);
-	assert_true(reachable("127.0.0.1", p));
+	assert_true(fx_reachable("127.0.0.1", p));
 	fx_stop(&fx);
 }
 
 static void test_policy_live_static_rule(void **state)
 {
 	uint16_t a = fx_free_port(), p = fx_free_port();
-	struct config_port_forward r = rule(p, a);
+	struct config_port_forward r = fx_rule(p, a);
 	struct error err = { 0 };
 	struct fx fx;
 	unsigned id;
@@ -314,11 +260,11 @@ static void test_policy_live_static_rule(void **state)
 	fx_start(&fx, NULL, 0, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 	assert_int_equal(forward_add_rule(fx.forward, &r, &id, &err), 0);
-	assert_true(reachable("127.0.0.1", a));
+	assert_true(fx_reachable("127.0.0.1", a));
 	assert_int_equal(list(&fx)->n, 2); /* tcp, udp; the listener is covered */
 	assert_int_equal(forward_remove_rule(fx.forward, id, &err), 0);
-	assert_false(reachable("127.0.0.1", a));
-	assert_true(reachable("127.0.0.1", p));
+	assert_false(fx_reachable("127.0.0.1", a));
+	assert_true(fx_reachable("127.0.0.1", p));
 	assert_int_equal(list(&fx)->n, 1);
 	fx_stop(&fx);
 }
@@ -332,9 +278,9 @@ static void count_rule(void *arg, const struct forward_rule_info *info)
 
 static void test_policy_live_rules_that_are_refused(void **state)
 {
-	struct config_port_forward file = rule(8080, 8081), good = rule(80, 8082);
-	struct config_port_forward ssh = rule(22, 2222), own = rule(60022, 7000),
-				   host = rule(7000, 60022), socket = rule(1, 1);
+	struct config_port_forward file = fx_rule(8080, 8081), good = fx_rule(80, 8082);
+	struct config_port_forward ssh = fx_rule(22, 2222), own = fx_rule(60022, 7000),
+				   host = fx_rule(7000, 60022), socket = fx_rule(1, 1);
 	struct error err = { 0 };
 	unsigned id, n = 0;
 	struct fx fx;
@@ -352,7 +298,8 @@ static void test_policy_live_rules_that_are_refused(void **state)
 	assert_int_equal(forward_remove_rule(fx.forward, 1, &err), -EPERM);
 	assert_non_null(strstr(err.msg, "portForwards[0] is in lima.yaml"));
 	for (uint16_t i = 0; i < 255; i++) {
-		struct config_port_forward more = rule((uint16_t)(i + 100), (uint16_t)(i + 9000));
+		struct config_port_forward more =
+			fx_rule((uint16_t)(i + 100), (uint16_t)(i + 9000));
 
 		assert_int_equal(forward_add_rule(fx.forward, &more, &id, &err), 0);
 	}
@@ -368,7 +315,7 @@ static void test_policy_live_rules_that_are_refused(void **state)
 static void test_policy_second_guest_port_stands_aside(void **state)
 {
 	uint16_t p = fx_free_port(), q = fx_free_port();
-	struct config_port_forward r = rule(p, q);
+	struct config_port_forward r = fx_rule(p, q);
 	struct fx fx;
 
 	fx_start(&fx, &r, 1, NULL);
@@ -376,23 +323,24 @@ static void test_policy_second_guest_port_stands_aside(void **state)
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", q);
 	fx_add(&fx, IPPROTO_TCP, "::1", q);
 	assert_int_equal(fx.events.len, 3);
-	assert_string_equal(newest(&fx),
-			    expect("failed tcp [::1]:%u 127.0.0.1:%u another port of this guest has "
-				   "it, 0.0.0.0:%u", q, q, p));
+	assert_string_equal(
+		fx_newest(&fx),
+		fx_text("failed tcp [::1]:%u 127.0.0.1:%u another port of this guest has "
+			"it, 0.0.0.0:%u", q, q, p));
 	assert_string_equal(list(&fx)->text[1],
-			    expect("tcp 127.0.0.1:%u 127.0.0.1:%u waiting builtin", q, q));
-	assert_true(reachable("127.0.0.1", q));
+			    fx_text("tcp 127.0.0.1:%u 127.0.0.1:%u waiting builtin", q, q));
+	assert_true(fx_reachable("127.0.0.1", q));
 	fx_turn(&fx, 20);
-	assert_string_equal(fx.lane.last_addr, expect("0.0.0.0:%u", p));
+	assert_string_equal(fx.lane.last_addr, fx_text("0.0.0.0:%u", p));
 	fx_remove(&fx, IPPROTO_TCP, "0.0.0.0", p);
-	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp 127.0.0.1:%u", q)), 1);
-	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp [::1]:%u", q)), 1);
-	assert_true(reachable("127.0.0.1", q));
+	assert_int_equal(fx_count_events(&fx, fx_text("forwarding tcp 127.0.0.1:%u", q)), 1);
+	assert_int_equal(fx_count_events(&fx, fx_text("forwarding tcp [::1]:%u", q)), 1);
+	assert_true(fx_reachable("127.0.0.1", q));
 	fx_turn(&fx, 20);
-	assert_string_equal(fx.lane.last_addr, expect("127.0.0.1:%u", q));
+	assert_string_equal(fx.lane.last_addr, fx_text("127.0.0.1:%u", q));
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", q);
 	fx_remove(&fx, IPPROTO_TCP, "::1", q);
-	assert_false(reachable("127.0.0.1", q));
+	assert_false(fx_reachable("127.0.0.1", q));
 	fx_stop(&fx);
 }
 
@@ -401,33 +349,35 @@ static void test_policy_second_guest_port_stands_aside(void **state)
 static void test_policy_auto_takes_its_own_number_or_the_next(void **state)
 {
 	uint16_t p = fx_free_port(), next;
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	int other;
 	struct fx fx;
 
 	while ((next = fx_free_port()) != p + 1) /* two in a row */
-		p = next, r = rule(p, p);
+		p = next, r = fx_rule(p, p);
 	r.host_port_auto = true;
 	fx_start(&fx, &r, 1, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_string_equal(newest(&fx), expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p));
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p);
 	other = fx_bind(SOCK_STREAM, "127.0.0.1", p);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_string_equal(newest(&fx),
-			    expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p + 1));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p + 1));
 	assert_int_equal(fx_count_events(&fx, "failed"), 0);
 	/* the other family joins, and keeps it when the first one goes */
 	fx_add(&fx, IPPROTO_TCP, "::", p);
-	assert_string_equal(newest(&fx), expect("forwarding tcp [::]:%u 127.0.0.1:%u", p, p + 1));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp [::]:%u 127.0.0.1:%u", p, p + 1));
 	close(other);
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_true(reachable("127.0.0.1", (uint16_t)(p + 1)));
+	assert_true(fx_reachable("127.0.0.1", (uint16_t)(p + 1)));
 	fx_remove(&fx, IPPROTO_TCP, "::", p);
 	/* remembered: the same one again, though its own number is free now */
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_string_equal(newest(&fx),
-			    expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p + 1));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p + 1));
 	fx_stop(&fx);
 }
 
@@ -439,7 +389,7 @@ static bool file_is_there(void *arg)
 static void test_policy_auto_is_remembered_over_restarts(void **state)
 {
 	uint16_t p = fx_free_port(), got;
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct config c = { .port_forwards = &r, .n_port_forwards = 1 };
 	char dir[] = "/tmp/lima-policy-XXXXXX", file[64];
 	struct forward_options more = { .remember_file = file };
@@ -452,14 +402,14 @@ static void test_policy_auto_is_remembered_over_restarts(void **state)
 	other = fx_bind(SOCK_STREAM, "127.0.0.1", p);
 	fx_start_with(&fx, &c, &more);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	got = host_port_of(newest(&fx));
+	got = host_port_of(fx_newest(&fx));
 	assert_true(got > p);
 	assert_true(fx_until(&fx, file_is_there, file));
 	fx_stop(&fx);
 	close(other);
 	fx_start_with(&fx, &c, &more);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_int_equal(host_port_of(newest(&fx)), got);
+	assert_int_equal(host_port_of(fx_newest(&fx)), got);
 	fx_stop(&fx);
 	/* a file of nonsense is an empty one */
 	FILE *f = fopen(file, "we");
@@ -467,7 +417,7 @@ static void test_policy_auto_is_remembered_over_restarts(void **state)
 	fclose(f);
 	fx_start_with(&fx, &c, &more);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_int_equal(host_port_of(newest(&fx)), p);
+	assert_int_equal(host_port_of(fx_newest(&fx)), p);
 	fx_stop(&fx);
 	unlink(file);
 	rmdir(dir);
@@ -476,7 +426,7 @@ static void test_policy_auto_is_remembered_over_restarts(void **state)
 static void test_policy_auto_keeps_off_what_others_have(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward rules[] = { rule(p, p), rule(1000, p) };
+	struct config_port_forward rules[] = { fx_rule(p, p), fx_rule(1000, p) };
 	struct fx fx;
 
 	rules[0].host_port_auto = true;
@@ -484,16 +434,16 @@ static void test_policy_auto_keeps_off_what_others_have(void **state)
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 1000); /* has p by number */
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 	assert_int_equal(fx_count_events(&fx, "failed"), 0);
-	assert_true(host_port_of(newest(&fx)) > p);
-	assert_true(reachable("127.0.0.1", host_port_of(newest(&fx))));
+	assert_true(host_port_of(fx_newest(&fx)) > p);
+	assert_true(fx_reachable("127.0.0.1", host_port_of(fx_newest(&fx))));
 	fx_stop(&fx);
 	/* in one batch, whatever the order: who has a number comes first */
 	struct guest_port both[] = { fx_port(IPPROTO_TCP, "127.0.0.1", p),
 				     fx_port(IPPROTO_TCP, "127.0.0.1", 1000) };
 	fx_start(&fx, rules, 2, NULL);
 	forward_set_ports(fx.forward, both, 2);
-	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp 127.0.0.1:1000 127.0.0.1:%u", p)),
-			 1);
+	assert_int_equal(
+		fx_count_events(&fx, fx_text("forwarding tcp 127.0.0.1:1000 127.0.0.1:%u", p)), 1);
 	assert_int_equal(fx_count_events(&fx, "forwarding"), 2);
 	fx_stop(&fx);
 }
@@ -501,7 +451,7 @@ static void test_policy_auto_keeps_off_what_others_have(void **state)
 static void test_policy_auto_of_a_closed_and_opened_port(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct guest_port v4 = fx_port(IPPROTO_TCP, "127.0.0.1", p),
 			  any = fx_port(IPPROTO_TCP, "0.0.0.0", p);
 	struct fx fx;
@@ -511,9 +461,9 @@ static void test_policy_auto_of_a_closed_and_opened_port(void **state)
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 	for (int i = 0; i < 100; i++) {
 		forward_change_ports(fx.forward, &any, 1, &v4, 1);
-		assert_int_equal(host_port_of(newest(&fx)), p);
+		assert_int_equal(host_port_of(fx_newest(&fx)), p);
 		forward_change_ports(fx.forward, &v4, 1, &any, 1);
-		assert_int_equal(host_port_of(newest(&fx)), p);
+		assert_int_equal(host_port_of(fx_newest(&fx)), p);
 	}
 	fx_stop(&fx);
 }
@@ -521,7 +471,7 @@ static void test_policy_auto_of_a_closed_and_opened_port(void **state)
 static void test_policy_remap_is_auto_for_all_but_static(void **state)
 {
 	uint16_t p = fx_free_port(), q = fx_free_port();
-	struct config_port_forward r = rule(q, q);
+	struct config_port_forward r = fx_rule(q, q);
 	struct config c = { .port_forwards = &r, .n_port_forwards = 1,
 			    .port_forwarding.conflict = CONFLICT_REMAP };
 	struct forward_options more = { 0 };
@@ -533,7 +483,7 @@ static void test_policy_remap_is_auto_for_all_but_static(void **state)
 	fx_start_with(&fx, &c, &more);
 	assert_true(fx_wait_event(&fx, "failed tcp")); /* the static one waits */
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", p);
-	assert_true(host_port_of(newest(&fx)) > p);
+	assert_true(host_port_of(fx_newest(&fx)) > p);
 	assert_int_equal(fx_count_events(&fx, "forwarding"), 1);
 	close(a);
 	close(b);
@@ -545,7 +495,7 @@ static void test_policy_remap_is_auto_for_all_but_static(void **state)
 static void test_policy_loopback_lets_two_instances_have_one_port(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(1000, p);
+	struct config_port_forward r = fx_rule(1000, p);
 	struct config c = { .port_forwards = &r, .n_port_forwards = 1,
 			    .port_forwarding.conflict = CONFLICT_LOOPBACK };
 	struct forward_options one = { .loopback = address_v4(127, 0, 0, 77) },
@@ -556,15 +506,18 @@ static void test_policy_loopback_lets_two_instances_have_one_port(void **state)
 	fx_start_with(&b, &c, &two);
 	fx_add(&a, IPPROTO_TCP, "0.0.0.0", p);
 	fx_add(&b, IPPROTO_TCP, "0.0.0.0", p);
-	assert_string_equal(newest(&a), expect("forwarding tcp 0.0.0.0:%u 127.0.0.77:%u", p, p));
-	assert_string_equal(newest(&b), expect("forwarding tcp 0.0.0.0:%u 127.0.0.78:%u", p, p));
-	assert_true(reachable("127.0.0.77", p) && reachable("127.0.0.78", p));
-	assert_false(reachable("127.0.0.1", p));
-	assert_false(reachable("::1", p)); /* there is only one of it: nobody's */
+	assert_string_equal(fx_newest(&a),
+			    fx_text("forwarding tcp 0.0.0.0:%u 127.0.0.77:%u", p, p));
+	assert_string_equal(fx_newest(&b),
+			    fx_text("forwarding tcp 0.0.0.0:%u 127.0.0.78:%u", p, p));
+	assert_true(fx_reachable("127.0.0.77", p) && fx_reachable("127.0.0.78", p));
+	assert_false(fx_reachable("127.0.0.1", p));
+	assert_false(fx_reachable("::1", p)); /* there is only one of it: nobody's */
 	/* a rule's own 127.0.0.1 is the instance's as well */
 	fx_add(&a, IPPROTO_TCP, "127.0.0.1", 1000);
-	assert_string_equal(newest(&a), expect("failed tcp 127.0.0.1:1000 127.0.0.77:%u another port "
-					       "of this guest has it, 0.0.0.0:%u", p, p));
+	assert_string_equal(fx_newest(&a),
+			    fx_text("failed tcp 127.0.0.1:1000 127.0.0.77:%u another port "
+				    "of this guest has it, 0.0.0.0:%u", p, p));
 	fx_stop(&b);
 	fx_stop(&a);
 }
@@ -579,8 +532,9 @@ static void test_policy_first_waits_for_the_other_instance(void **state)
 	fx_start(&b, NULL, 0, &limits);
 	fx_add(&a, IPPROTO_TCP, "127.0.0.1", p);
 	fx_add(&b, IPPROTO_TCP, "127.0.0.1", p);
-	assert_true(fx_wait_event(&b, expect("failed tcp 127.0.0.1:%u 127.0.0.1:%u address already in "
-					     "use (", p, p)));
+	assert_true(
+		fx_wait_event(&b, fx_text("failed tcp 127.0.0.1:%u 127.0.0.1:%u address already in "
+					  "use (", p, p)));
 	fx_remove(&a, IPPROTO_TCP, "127.0.0.1", p);
 	assert_true(fx_wait_event(&b, "forwarding tcp"));
 	fx_add(&a, IPPROTO_TCP, "127.0.0.1", p); /* and the other way round */
@@ -600,8 +554,8 @@ static pid_t start_holder(uint16_t port, char *const *argv)
 	assert_int_equal(pipe(fds), 0);
 	pid = fork();
 	if (pid == 0) {
-		setenv("HOLD_PORT", expect("%u", port), 1);
-		setenv("HOLD_READY", expect("%d", fds[1]), 1);
+		setenv("HOLD_PORT", fx_text("%u", port), 1);
+		setenv("HOLD_READY", fx_text("%d", fds[1]), 1);
 		execv("/proc/self/exe", argv);
 		_exit(127);
 	}
@@ -643,7 +597,7 @@ static void test_policy_owner_is_another_instance(void **state)
 		fx_start(&fx, NULL, 0, NULL);
 		fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 		assert_true(fx_wait_event(&fx, "failed"));
-		assert_non_null(strstr(newest(&fx), wanted));
+		assert_non_null(strstr(fx_newest(&fx), wanted));
 		kill(pid, SIGKILL);
 		assert_int_equal(waitpid(pid, &status, 0), pid);
 		assert_true(fx_wait_event(&fx, "forwarding"));
@@ -695,7 +649,7 @@ static void test_policy_owner_asked_from_an_answer(void **state)
 static void test_policy_root_keeps_privileged_ports(void **state)
 {
 	uint16_t p = fx_free_port(), q = fx_free_port();
-	struct config_port_forward rules[] = { rule(1000, p), rule(2000, 1) };
+	struct config_port_forward rules[] = { fx_rule(1000, p), fx_rule(2000, 1) };
 	struct config c = { .port_forwards = rules, .n_port_forwards = 2 };
 	struct forward_options more = { .unprivileged_start = 65535 };
 	struct fx fx;
@@ -707,18 +661,21 @@ static void test_policy_root_keeps_privileged_ports(void **state)
 	rules[1].host_port[1] = (uint16_t)(q + 999);
 	fx_start_with(&fx, &c, &more);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_string_equal(newest(&fx), expect("not-forwarding tcp 127.0.0.1:%u - host ports below "
-						"65535 are privileged: name it in a rule of its own, "
-						"or set portForwarding.privilegedPorts", p));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("not-forwarding tcp 127.0.0.1:%u - host ports below "
+				    "65535 are privileged: name it in a rule of its own, "
+				    "or set portForwarding.privilegedPorts", p));
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 2000);
 	assert_int_equal(fx_count_events(&fx, "not-forwarding"), 2);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 1000);
-	assert_string_equal(newest(&fx), expect("forwarding tcp 127.0.0.1:1000 127.0.0.1:%u", p));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 127.0.0.1:1000 127.0.0.1:%u", p));
 	fx_stop(&fx);
 	c.port_forwarding.privileged_ports = true;
 	fx_start_with(&fx, &c, &more);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", q);
-	assert_string_equal(newest(&fx), expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", q, q));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", q, q));
 	fx_stop(&fx);
 }
 
@@ -750,7 +707,7 @@ static void test_policy_ssh_ports_of_other_instances(void **state)
 	struct instances in = { .port = p };
 	struct config c = { 0 };
 	struct forward_options more = { .reserved = { list_instances, &in } };
-	struct config_port_forward r = rule(1000, p);
+	struct config_port_forward r = fx_rule(1000, p);
 	struct error err = { 0 };
 	struct fx fx;
 	unsigned id;
@@ -760,38 +717,25 @@ static void test_policy_ssh_ports_of_other_instances(void **state)
 	assert_true(fx_until(&fx, has_looked, &in));
 	fx_turn(&fx, 20);
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", p);
-	assert_string_equal(newest(&fx), expect("not-forwarding tcp 0.0.0.0:%u - the host port is the "
-						"ssh port of instance `db`", p));
-	assert_false(reachable("127.0.0.1", p));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("not-forwarding tcp 0.0.0.0:%u - the host port is the "
+				    "ssh port of instance `db`", p));
+	assert_false(fx_reachable("127.0.0.1", p));
 	assert_int_equal(forward_add_rule(fx.forward, &r, &id, &err), -EPERM);
-	r = rule(1000, p);
+	r = fx_rule(1000, p);
 	r.host_port_auto = true; /* another one it is, then */
 	assert_int_equal(forward_add_rule(fx.forward, &r, &id, &err), 0);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 1000);
-	assert_true(host_port_of(newest(&fx)) > p);
+	assert_true(host_port_of(fx_newest(&fx)) > p);
 	/* the instance took another port meanwhile: seen with the next one that opens */
 	in.port = q;
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", q);
-	assert_true(reachable("127.0.0.1", q));
-	assert_true(fx_wait_event(&fx, expect("forwarding tcp 0.0.0.0:%u", p)));
-	assert_false(reachable("127.0.0.1", q));
-	assert_int_equal(fx_count_events(&fx, expect("stopping tcp 0.0.0.0:%u", q)), 1);
-	assert_true(reachable("127.0.0.1", p));
+	assert_true(fx_reachable("127.0.0.1", q));
+	assert_true(fx_wait_event(&fx, fx_text("forwarding tcp 0.0.0.0:%u", p)));
+	assert_false(fx_reachable("127.0.0.1", q));
+	assert_int_equal(fx_count_events(&fx, fx_text("stopping tcp 0.0.0.0:%u", q)), 1);
+	assert_true(fx_reachable("127.0.0.1", p));
 	fx_stop(&fx);
-}
-
-static void note_row(void *arg, const struct forward_row *row)
-{
-	snprintf(arg, 160, "%s %s %s %s %s", row->protocol, row->guest_addr, row->host_addr,
-		 row->state, row->error);
-}
-
-static const char *only_row(struct fx *fx)
-{
-	static char text[160];
-
-	forward_list(fx->forward, note_row, text);
-	return text;
 }
 
 /* A guest's socket on a host port: once ssh is there, and that one keeps off ssh's, too. */
@@ -799,7 +743,7 @@ static void test_policy_host_port_of_a_guest_socket(void **state)
 {
 	uint16_t p = fx_free_port();
 	struct instances in = { 0 };
-	struct config_port_forward r = rule(0, p);
+	struct config_port_forward r = fx_rule(0, p);
 	struct config c = { .port_forwards = &r, .n_port_forwards = 1 };
 	struct forward_options more = { .reserved = { list_instances, &in },
 					.loopback = fx_port(0, "127.0.0.7", 1).ip };
@@ -809,21 +753,21 @@ static void test_policy_host_port_of_a_guest_socket(void **state)
 	fx_start_with(&fx, &c, &more);
 	fx_turn(&fx, 20);
 	assert_int_equal(fx.events.len, 0);
-	assert_string_equal(only_row(&fx), expect("tcp /run/x.sock 127.0.0.7:%u waiting "
-						  "no ssh connection to the guest yet", p));
-	assert_false(reachable("127.0.0.7", p));
+	assert_string_equal(fx_list(&fx, NULL)->text[0],
+			    fx_text("tcp /run/x.sock 127.0.0.7:%u waiting "
+				    "no ssh connection to the guest yet", p));
+	assert_false(fx_reachable("127.0.0.7", p));
 	forward_set_lane(fx.forward, CONFIG_LANE_SSH, &fx.lane.lane);
-	assert_true(fx_wait_event(&fx, expect("forwarding tcp /run/x.sock 127.0.0.7:%u", p)));
-	assert_true(reachable("127.0.0.7", p));
+	assert_true(fx_wait_event(&fx, fx_text("forwarding tcp /run/x.sock 127.0.0.7:%u", p)));
+	assert_true(fx_reachable("127.0.0.7", p));
 	forward_set_lane(fx.forward, CONFIG_LANE_SSH, NULL); /* the next one may come soon */
-	assert_true(reachable("127.0.0.7", p));
+	assert_true(fx_reachable("127.0.0.7", p));
 	in.port = p; /* an instance was made that has it */
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", fx_free_port());
 	assert_true(fx_wait_event(&fx, "not-forwarding tcp /run/x.sock"));
 	assert_int_equal(fx_count_events(&fx, "stopping tcp /run/x.sock"), 1);
-	assert_non_null(strstr(fx.events.items[fx.events.len - 1],
-			       "is the ssh port of instance `db`"));
-	assert_false(reachable("127.0.0.7", p));
+	assert_non_null(strstr(fx_newest(&fx), "is the ssh port of instance `db`"));
+	assert_false(fx_reachable("127.0.0.7", p));
 	fx_stop(&fx);
 }
 
@@ -831,7 +775,7 @@ static void test_policy_host_port_of_a_guest_socket(void **state)
 static void test_policy_guest_socket_shares_with_nobody(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r[] = { rule(0, p), rule(0, p), rule(p, p) };
+	struct config_port_forward r[] = { fx_rule(0, p), fx_rule(0, p), fx_rule(p, p) };
 	struct error err = { 0 };
 	struct fx fx;
 	unsigned id, other;
@@ -843,7 +787,7 @@ static void test_policy_guest_socket_shares_with_nobody(void **state)
 	assert_int_equal(forward_add_rule(fx.forward, &r[0], &id, &err), 0);
 	assert_int_equal(forward_add_rule(fx.forward, &r[1], &other, &err), 0);
 	assert_int_equal(fx_count_events(&fx, "forwarding tcp /run/x.sock"), 1);
-	assert_true(reachable("::1", p));
+	assert_true(fx_reachable("::1", p));
 	assert_true(fx_wait_event(&fx, "failed tcp /run/y.sock"));
 	assert_non_null(strstr(fx.events.items[1],
 			       "another socket of this guest has it, /run/x.sock"));

@@ -26,38 +26,25 @@ static bool has_ipv6(void)
 	return fd >= 0;
 }
 
-static bool reachable(const char *ip, uint16_t port)
-{
-	int fd = fx_connect(SOCK_STREAM, ip, port);
-
-	if (fd >= 0)
-		close(fd);
-	return fd >= 0;
-}
-
 static struct config_port_forward rule(const char *guest_ip, uint16_t port, const char *host_ip,
 				       uint16_t host_port)
 {
-	return (struct config_port_forward){ .guest_ip = fx_port(0, guest_ip, 1).ip,
-					     .guest_port = { port, port },
-					     .host_ip = fx_port(0, host_ip, 1).ip,
-					     .host_port = { host_port, host_port } };
+	struct config_port_forward r = fx_rule(port, host_port);
+
+	r.guest_ip = fx_port(0, guest_ip, 1).ip;
+	r.host_ip = fx_port(0, host_ip, 1).ip;
+	return r;
 }
 
-static const char *newest(struct fx *fx)
+static void say_connections(const struct forward_row *row, char *ret, size_t size)
 {
-	return fx->events.len ? fx->events.items[fx->events.len - 1] : "";
+	snprintf(ret, size, "%llu/%llu", (unsigned long long)row->connections_now,
+		 (unsigned long long)row->connections_total);
 }
 
-static const char *expect(const char *fmt, ...)
+static const struct fx_rows *list(struct fx *fx)
 {
-	static char text[256];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
-	return text;
+	return fx_list(fx, say_connections);
 }
 
 static void test_ports_open_and_close(void **state)
@@ -66,19 +53,19 @@ static void test_ports_open_and_close(void **state)
 	struct fx fx;
 
 	fx_start(&fx, NULL, 0, NULL);
-	assert_false(reachable("127.0.0.1", port));
+	assert_false(fx_reachable("127.0.0.1", port));
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", port);
-	assert_string_equal(newest(&fx),
-			    expect("forwarding tcp 0.0.0.0:%u 127.0.0.1:%u", port, port));
-	assert_true(reachable("127.0.0.1", port));
-	assert_true(!has_ipv6() || reachable("::1", port));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 0.0.0.0:%u 127.0.0.1:%u", port, port));
+	assert_true(fx_reachable("127.0.0.1", port));
+	assert_true(!has_ipv6() || fx_reachable("::1", port));
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", port); /* told twice: nothing new */
 	assert_int_equal(fx.events.len, 1);
 	fx_remove(&fx, IPPROTO_TCP, "0.0.0.0", port);
-	assert_string_equal(newest(&fx),
-			    expect("stopping tcp 0.0.0.0:%u 127.0.0.1:%u", port, port));
-	assert_false(reachable("127.0.0.1", port));
-	assert_false(reachable("::1", port));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("stopping tcp 0.0.0.0:%u 127.0.0.1:%u", port, port));
+	assert_false(fx_reachable("127.0.0.1", port));
+	assert_false(fx_reachable("::1", port));
 	fx_remove(&fx, IPPROTO_TCP, "0.0.0.0", port);
 	assert_int_equal(fx.events.len, 2);
 	fx_stop(&fx);
@@ -93,15 +80,15 @@ static void test_ports_wildcards_of_both_families_share_one_listener(void **stat
 	fx_add(&fx, IPPROTO_TCP, "::", port);
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", port);
 	assert_int_equal(fx_count_events(&fx, "forwarding"), 2);
-	assert_true(reachable("127.0.0.1", port));
+	assert_true(fx_reachable("127.0.0.1", port));
 	fx_turn(&fx, 20);
-	assert_string_equal(fx.lane.last_addr, expect("0.0.0.0:%u", port)); /* IPv4 first */
+	assert_string_equal(fx.lane.last_addr, fx_text("0.0.0.0:%u", port)); /* IPv4 first */
 	fx_remove(&fx, IPPROTO_TCP, "0.0.0.0", port);
-	assert_true(reachable("127.0.0.1", port)); /* the other one is still there */
+	assert_true(fx_reachable("127.0.0.1", port)); /* the other one is still there */
 	fx_turn(&fx, 20);
-	assert_string_equal(fx.lane.last_addr, expect("[::]:%u", port));
+	assert_string_equal(fx.lane.last_addr, fx_text("[::]:%u", port));
 	fx_remove(&fx, IPPROTO_TCP, "::", port);
-	assert_false(reachable("127.0.0.1", port));
+	assert_false(fx_reachable("127.0.0.1", port));
 	assert_int_equal(fx_count_events(&fx, "stopping"), 2);
 	assert_int_equal(fx.events.len, 4);
 	fx_stop(&fx);
@@ -117,9 +104,9 @@ static void test_ports_server_moves_from_wildcard_to_loopback(void **state)
 	fx_start(&fx, NULL, 0, NULL);
 	for (int i = 0; i < 200; i++) {
 		forward_change_ports(fx.forward, &to, 1, &from, 1);
-		assert_true(reachable("127.0.0.1", port));
+		assert_true(fx_reachable("127.0.0.1", port));
 		forward_change_ports(fx.forward, &from, 1, &to, 1);
-		assert_true(reachable("127.0.0.1", port));
+		assert_true(fx_reachable("127.0.0.1", port));
 		if (i % 16 == 0)
 			uv_run(&fx.loop.uv, UV_RUN_NOWAIT);
 	}
@@ -138,12 +125,12 @@ static void test_ports_thousand_times_closed_and_opened(void **state)
 	for (int i = 0; i < CYCLES; i++) {
 		fx_add(&fx, IPPROTO_TCP, "127.0.0.1", port);
 		fx_add(&fx, IPPROTO_UDP, "127.0.0.1", port);
-		assert_true(reachable("127.0.0.1", port));
+		assert_true(fx_reachable("127.0.0.1", port));
 		if (i % 3) /* with and without the loop having a say in between */
 			uv_run(&fx.loop.uv, UV_RUN_NOWAIT);
 		fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", port);
 		fx_remove(&fx, IPPROTO_UDP, "127.0.0.1", port);
-		assert_false(reachable("127.0.0.1", port));
+		assert_false(fx_reachable("127.0.0.1", port));
 	}
 	assert_int_equal(fx_count_events(&fx, "forwarding"), 2 * CYCLES);
 	assert_int_equal(fx_count_events(&fx, "stopping"), 2 * CYCLES);
@@ -167,14 +154,14 @@ static void test_ports_taken_says_by_whom_and_is_taken_over(void **state)
 		fx_start(&fx, NULL, 0, &limits);
 		fx_add(&fx, i ? IPPROTO_UDP : IPPROTO_TCP, "127.0.0.1", port);
 		assert_true(fx_wait_event(&fx, "failed"));
-		assert_string_equal(newest(&fx),
-				    expect("failed %s 127.0.0.1:%u 127.0.0.1:%u address already in "
-					   "use (forward_ports_t, pid %d)",
-					   names[i], port, port, getpid()));
+		assert_string_equal(
+			fx_newest(&fx),
+			fx_text("failed %s 127.0.0.1:%u 127.0.0.1:%u address already in "
+				"use (forward_ports_t, pid %d)", names[i], port, port, getpid()));
 		fx_turn(&fx, 1200); /* a few tries: no further event */
 		assert_int_equal(fx.events.len, 1);
 		close(other);
-		assert_true(fx_wait_event(&fx, expect("forwarding %s", names[i])));
+		assert_true(fx_wait_event(&fx, fx_text("forwarding %s", names[i])));
 		assert_int_equal(fx.events.len, 2);
 		fx_remove(&fx, i ? IPPROTO_UDP : IPPROTO_TCP, "127.0.0.1", port);
 		assert_int_equal(fx.events.len, 3);
@@ -216,27 +203,9 @@ static void test_ports_usual_services_of_a_host_are_no_failure(void **state)
 		close(other);
 }
 
-struct row_copy {
-	unsigned n;
-	char text[8][200];
-};
-
-static void copy_row(void *arg, const struct forward_row *row)
-{
-	struct row_copy *r = arg;
-
-	if (r->n < ARRAY_SIZE(r->text))
-		snprintf(r->text[r->n], sizeof(r->text[0]), "%s %s %s %s %llu/%llu", row->protocol,
-			 row->guest_addr, *row->host_addr ? row->host_addr : "-", row->state,
-			 (unsigned long long)row->connections_now,
-			 (unsigned long long)row->connections_total);
-	r->n++;
-}
-
 static void test_ports_privileged_is_soft(void **state)
 {
 	struct fx fx;
-	struct row_copy rows = { 0 };
 	int floor_port = 0;
 	FILE *f = fopen("/proc/sys/net/ipv4/ip_unprivileged_port_start", "re");
 
@@ -251,10 +220,10 @@ static void test_ports_privileged_is_soft(void **state)
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", 87);
 	if (floor_port > 87) {
 		assert_int_equal(fx.events.len, 1);
-		assert_non_null(strstr(newest(&fx), "not-forwarding tcp 0.0.0.0:87 127.0.0.1:87 "
-						    "permission denied: a privileged port"));
-		forward_list(fx.forward, copy_row, &rows);
-		assert_string_equal(rows.text[0], "tcp 0.0.0.0:87 127.0.0.1:87 not-forwarded 0/0");
+		assert_non_null(strstr(fx_newest(&fx), "not-forwarding tcp 0.0.0.0:87 127.0.0.1:87 "
+						       "permission denied: a privileged port"));
+		assert_string_equal(list(&fx)->text[0],
+				    "tcp 0.0.0.0:87 127.0.0.1:87 not-forwarded 0/0");
 	}
 	if (getuid() == 0)
 		assert_int_equal(seteuid(0), 0);
@@ -293,9 +262,9 @@ static void test_ports_never_on_the_ssh_port_of_the_host(void **state)
 
 	fx_start(&fx, &r, 1, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 8080);
-	assert_string_equal(newest(&fx), "not-forwarding tcp 127.0.0.1:8080 - the host port is "
-					 "this instance's ssh port");
-	assert_false(reachable("127.0.0.1", 60022));
+	assert_string_equal(fx_newest(&fx), "not-forwarding tcp 127.0.0.1:8080 - the host port is "
+					    "this instance's ssh port");
+	assert_false(fx_reachable("127.0.0.1", 60022));
 	fx_stop(&fx);
 }
 
@@ -309,7 +278,6 @@ static void test_ports_snapshot_after_reconnect_touches_nothing_that_stayed(void
 				       first[0] };
 	struct fx fx;
 	int fd;
-	char in;
 
 	fx_start(&fx, NULL, 0, NULL);
 	forward_set_ports(fx.forward, first, ARRAY_SIZE(first));
@@ -321,12 +289,11 @@ static void test_ports_snapshot_after_reconnect_touches_nothing_that_stayed(void
 	forward_set_ports(fx.forward, second, ARRAY_SIZE(second));
 	assert_int_equal(fx.events.len, 5);
 	assert_string_equal(fx.events.items[3],
-			    expect("stopping tcp 0.0.0.0:%u 127.0.0.1:%u", b, b));
+			    fx_text("stopping tcp 0.0.0.0:%u 127.0.0.1:%u", b, b));
 	assert_string_equal(fx.events.items[4],
-			    expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", c, c));
+			    fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", c, c));
 	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, &fx.lane.lane);
-	assert_int_equal(send(fd, "x", 1, 0), 1);
-	assert_int_equal(fx_receive(&fx, fd, &in, 1), 1);
+	fx_assert_echo(&fx, fd, "x", 1);
 	close(fd);
 	forward_set_ports(fx.forward, NULL, 0);
 	assert_int_equal(fx_count_events(&fx, "stopping"), 4);
@@ -348,9 +315,9 @@ static void test_ports_too_many_listeners_wait_for_room(void **state)
 	assert_int_equal(fx_count_events(&fx, "not-forwarding"),
 			 2); /* the fifth is not even kept */
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p[0]);
-	assert_string_equal(newest(&fx),
-			    expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p[2], p[2]));
-	assert_true(reachable("127.0.0.1", p[2]));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p[2], p[2]));
+	assert_true(fx_reachable("127.0.0.1", p[2]));
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p[3]);
 	assert_int_equal(fx_count_events(&fx, "stopping"), 1);
 	fx_stop(&fx);
@@ -366,16 +333,16 @@ static void test_ports_host_addresses_of_rules(void **state)
 
 	fx_start(&fx, rules, 3, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", a);
-	assert_true(reachable("127.0.0.1", a) && reachable("127.0.0.5", a));
-	assert_true(!has_ipv6() || reachable("::1", a));
+	assert_true(fx_reachable("127.0.0.1", a) && fx_reachable("127.0.0.5", a));
+	assert_true(!has_ipv6() || fx_reachable("::1", a));
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", c);
-	assert_true(reachable("127.0.0.2", c));
-	assert_false(reachable("127.0.0.1", c));
-	assert_false(reachable("::1", c));
+	assert_true(fx_reachable("127.0.0.2", c));
+	assert_false(fx_reachable("127.0.0.1", c));
+	assert_false(fx_reachable("::1", c));
 	if (has_ipv6()) {
 		fx_add(&fx, IPPROTO_TCP, "127.0.0.1", b);
-		assert_true(reachable("::1", b));
-		assert_false(reachable("127.0.0.1", b));
+		assert_true(fx_reachable("::1", b));
+		assert_false(fx_reachable("127.0.0.1", b));
 	}
 	fx_stop(&fx);
 }
@@ -399,9 +366,9 @@ static void test_ports_companion_yields_to_a_rule(void **state)
 		forward_set_ports(fx.forward, NULL, 0);
 		forward_set_ports(fx.forward, both, 2); /* in one batch */
 		assert_int_equal(fx_count_events(&fx, "forwarding"), 4);
-		assert_true(reachable("::1", p));
+		assert_true(fx_reachable("::1", p));
 		fx_turn(&fx, 20);
-		assert_string_equal(fx.lane.last_addr, expect("127.0.0.1:%u", a));
+		assert_string_equal(fx.lane.last_addr, fx_text("127.0.0.1:%u", a));
 		fx_stop(&fx);
 	}
 }
@@ -416,7 +383,7 @@ static void test_ports_without_the_companion_when_it_is_taken(void **state)
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", port);
 	assert_int_equal(fx.events.len, 1);
 	assert_int_equal(fx_count_events(&fx, "forwarding"), 1);
-	assert_true(reachable("127.0.0.1", port));
+	assert_true(fx_reachable("127.0.0.1", port));
 	fx_stop(&fx);
 	if (other >= 0)
 		close(other);
@@ -424,7 +391,7 @@ static void test_ports_without_the_companion_when_it_is_taken(void **state)
 
 static bool v6_is_there(void *arg)
 {
-	return reachable("::1", *(uint16_t *)arg);
+	return fx_reachable("::1", *(uint16_t *)arg);
 }
 
 /* A dev server on the host's [::1] ends some time after the guest's port was opened. */
@@ -433,7 +400,6 @@ static void test_ports_companion_comes_when_it_is_free(void **state)
 	struct forward_limits limits = { .retry_max_ms = 50 };
 	static const int types[] = { SOCK_STREAM, SOCK_DGRAM };
 	struct fx fx;
-	char in;
 
 	if (!has_ipv6())
 		skip();
@@ -451,8 +417,7 @@ static void test_ports_companion_comes_when_it_is_free(void **state)
 		else
 			assert_true(fx_until(&fx, v6_is_there, &port));
 		fd = fx_connect(types[i], "::1", port);
-		assert_int_equal(send(fd, "x", 1, 0), 1);
-		assert_int_equal(fx_receive(&fx, fd, &in, 1), 1);
+		fx_assert_echo(&fx, fd, "x", 1);
 		close(fd);
 		assert_int_equal(fx.events.len, 1); /* nobody is told about a companion */
 		fx_stop(&fx);
@@ -478,14 +443,15 @@ static void test_ports_companion_comes_back_after_a_rule(void **state)
 		fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 		fx_add(&fx, IPPROTO_TCP, "127.0.0.1", a);
 		assert_int_equal(forward_add_rule(fx.forward, &r, &id, &err), 0);
-		assert_string_equal(newest(&fx), expect("forwarding tcp 127.0.0.1:%u [::1]:%u", a, p));
-		assert_true(reachable("::1", p));
+		assert_string_equal(fx_newest(&fx),
+				    fx_text("forwarding tcp 127.0.0.1:%u [::1]:%u", a, p));
+		assert_true(fx_reachable("::1", p));
 		fx_turn(&fx, 20);
-		assert_string_equal(fx.lane.last_addr, expect("127.0.0.1:%u", a));
+		assert_string_equal(fx.lane.last_addr, fx_text("127.0.0.1:%u", a));
 		assert_int_equal(forward_remove_rule(fx.forward, id, &err), 0);
-		assert_true(reachable("::1", p)); /* at once */
+		assert_true(fx_reachable("::1", p)); /* at once */
 		fx_turn(&fx, 20);
-		assert_string_equal(fx.lane.last_addr, expect("127.0.0.1:%u", p));
+		assert_string_equal(fx.lane.last_addr, fx_text("127.0.0.1:%u", p));
 		fx_stop(&fx);
 	}
 }
@@ -507,35 +473,29 @@ static void test_ports_companion_is_not_before_a_rule_that_waits(void **state)
 	assert_true(fx_wait_event(&fx, "failed tcp"));
 	close(other);
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", p); /* shares 127.0.0.1: nothing is opened */
-	assert_true(fx_wait_event(&fx, expect("forwarding tcp 127.0.0.1:%u [::1]:%u", a, p)));
+	assert_true(fx_wait_event(&fx, fx_text("forwarding tcp 127.0.0.1:%u [::1]:%u", a, p)));
 	fx_stop(&fx);
 }
 
 static void test_ports_list_counts(void **state)
 {
 	uint16_t port = fx_free_port();
-	struct row_copy rows = { 0 };
 	struct fx fx;
 	int fd;
-	char in;
 
 	fx_start(&fx, NULL, 0, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", port);
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", 22);
 	fd = fx_connect(SOCK_STREAM, "127.0.0.1", port);
-	assert_int_equal(send(fd, "x", 1, 0), 1);
-	assert_int_equal(fx_receive(&fx, fd, &in, 1), 1);
-	forward_list(fx.forward, copy_row, &rows);
-	assert_int_equal(rows.n, 2);
-	assert_string_equal(rows.text[0],
-			    expect("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding 1/1", port, port));
-	assert_string_equal(rows.text[1], "tcp 0.0.0.0:22 - not-forwarded 0/0");
+	fx_assert_echo(&fx, fd, "x", 1);
+	assert_int_equal(list(&fx)->n, 2);
+	assert_string_equal(list(&fx)->text[0],
+			    fx_text("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding 1/1", port, port));
+	assert_string_equal(list(&fx)->text[1], "tcp 0.0.0.0:22 - not-forwarded 0/0");
 	close(fd);
 	fx_turn(&fx, 50);
-	rows.n = 0;
-	forward_list(fx.forward, copy_row, &rows);
-	assert_string_equal(rows.text[0],
-			    expect("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding 0/1", port, port));
+	assert_string_equal(list(&fx)->text[0],
+			    fx_text("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding 0/1", port, port));
 	fx_stop(&fx);
 }
 
@@ -545,8 +505,8 @@ static uint16_t opened[2], closed[2];
 static void assert_all_is_done(struct fx *fx, const struct forward_event *ev)
 {
 	for (size_t i = 0; i < 2; i++) {
-		assert_true(reachable("127.0.0.1", opened[i]));
-		assert_false(reachable("127.0.0.1", closed[i]));
+		assert_true(fx_reachable("127.0.0.1", opened[i]));
+		assert_false(fx_reachable("127.0.0.1", closed[i]));
 	}
 }
 
@@ -568,8 +528,8 @@ static void test_ports_are_opened_and_closed_before_anything_is_told(void **stat
 	forward_change_ports(fx.forward, all, 2, all + 2, 2);
 	assert_int_equal(fx_count_events(&fx, "stopping"), 2);
 	assert_int_equal(fx_count_events(&fx, "forwarding"), 4);
-	assert_string_equal(newest(&fx), expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u",
-						opened[1], opened[1]));
+	assert_string_equal(fx_newest(&fx), fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u",
+						    opened[1], opened[1]));
 	fx.on_event = NULL;
 	fx_stop(&fx);
 }

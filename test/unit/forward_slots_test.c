@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,64 +17,6 @@
 #include "hostagent/forward/address.h"
 #include "lib/base/mem.h"
 #include "test/mock/forward.h"
-
-static bool reachable(const char *ip, uint16_t port)
-{
-	int fd = fx_connect(SOCK_STREAM, ip, port);
-
-	if (fd >= 0)
-		close(fd);
-	return fd >= 0;
-}
-
-static struct config_port_forward rule(uint16_t port, uint16_t host_port)
-{
-	return (struct config_port_forward){ .guest_ip = fx_port(0, "127.0.0.1", 1).ip,
-					     .guest_port = { port, port },
-					     .host_ip = fx_port(0, "127.0.0.1", 1).ip,
-					     .host_port = { host_port, host_port } };
-}
-
-static const char *newest(struct fx *fx)
-{
-	return fx->events.len ? fx->events.items[fx->events.len - 1] : "";
-}
-
-static const char *expect(const char *fmt, ...)
-{
-	static char text[256];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
-	return text;
-}
-
-struct rows {
-	unsigned n;
-	char text[8][240];
-};
-
-static void copy_row(void *arg, const struct forward_row *row)
-{
-	struct rows *r = arg;
-
-	if (r->n < ARRAY_SIZE(r->text))
-		snprintf(r->text[r->n], sizeof(r->text[0]), "%s %s %s %s%s%s", row->protocol,
-			 row->guest_addr, *row->host_addr ? row->host_addr : "-", row->state,
-			 *row->error ? " " : "", row->error);
-	r->n++;
-}
-
-static const struct rows *list(struct fx *fx)
-{
-	static struct rows rows;
-
-	rows.n = 0;
-	forward_list(fx->forward, copy_row, &rows);
-	return &rows;
-}
 
 /* --- a host port of choice --------------------------------------------------- */
 
@@ -108,7 +49,7 @@ static void test_slots_chosen_port_that_failed_is_tried_again(void **state)
 {
 	struct forward_limits limits = { .retry_max_ms = 50 };
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct fx fx;
 	rlim_t before;
 
@@ -116,17 +57,17 @@ static void test_slots_chosen_port_that_failed_is_tried_again(void **state)
 	fx_start(&fx, &r, 1, &limits);
 	before = leave_no_descriptors();
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_string_equal(newest(&fx), expect("failed tcp 127.0.0.1:%u - socket: too many open "
-						"files", p));
-	assert_string_equal(list(&fx)->text[0], expect("tcp 127.0.0.1:%u - waiting socket: too many "
-						       "open files", p));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("failed tcp 127.0.0.1:%u - socket: too many open files", p));
+	assert_string_equal(fx_list(&fx, NULL)->text[0],
+			    fx_text("tcp 127.0.0.1:%u - waiting socket: too many open files", p));
 	fx_turn(&fx, 200); /* tried again and again, told once */
 	assert_int_equal(fx.events.len, 1);
 	allow_descriptors(before);
-	assert_true(fx_wait_event(&fx, expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p)));
-	assert_string_equal(list(&fx)->text[0],
-			    expect("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding", p, p));
-	assert_true(reachable("127.0.0.1", p));
+	assert_true(fx_wait_event(&fx, fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p)));
+	assert_string_equal(fx_list(&fx, NULL)->text[0],
+			    fx_text("tcp 127.0.0.1:%u 127.0.0.1:%u forwarding", p, p));
+	assert_true(fx_reachable("127.0.0.1", p));
 	fx_stop(&fx);
 }
 
@@ -142,7 +83,7 @@ static void test_slots_many_chosen_ports_that_failed(void **state)
 {
 	struct forward_limits limits = { .retry_max_ms = 20 };
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct fx fx;
 	rlim_t before;
 
@@ -164,7 +105,7 @@ static void test_slots_many_chosen_ports_that_failed(void **state)
 static void test_slots_closed_while_a_chosen_port_waits(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct fx fx;
 	rlim_t before;
 
@@ -183,36 +124,33 @@ static void test_slots_closed_while_a_chosen_port_waits(void **state)
 static void test_slots_one_by_number_comes_before_one_by_choice(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(1000, p);
+	struct config_port_forward r = fx_rule(1000, p);
 	struct fx fx;
-	char in[4];
 	int fd;
 
 	r.host_port_auto = true;
 	fx_start(&fx, &r, 1, NULL);
 	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", 1000);
 	fx_add(&fx, IPPROTO_TCP, "::", 1000);
-	assert_string_equal(newest(&fx), expect("forwarding tcp [::]:1000 127.0.0.1:%u", p));
+	assert_string_equal(fx_newest(&fx), fx_text("forwarding tcp [::]:1000 127.0.0.1:%u", p));
 	fd = fx_connect(SOCK_STREAM, "127.0.0.1", p);
-	assert_int_equal(send(fd, "abc", 3, 0), 3);
-	assert_int_equal(fx_receive(&fx, fd, in, 4), 3);
+	fx_assert_echo(&fx, fd, "abc", 3);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 	assert_int_equal(fx_count_events(&fx, "failed"), 0);
 	assert_int_equal(fx_count_events(&fx, "stopping tcp"), 2);
-	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p,
-						     p)), 1);
+	assert_int_equal(
+		fx_count_events(&fx, fx_text("forwarding tcp 127.0.0.1:%u 127.0.0.1:%u", p, p)), 1);
 	assert_int_equal(fx_count_events(&fx, "forwarding tcp 0.0.0.0:1000"), 2);
 	assert_int_equal(fx_count_events(&fx, "forwarding tcp [::]:1000"), 2);
-	assert_string_equal(list(&fx)->text[0], expect("tcp 0.0.0.0:1000 127.0.0.1:%u forwarding",
-						       p + 1));
-	assert_true(reachable("127.0.0.1", p));
+	assert_string_equal(fx_list(&fx, NULL)->text[0],
+			    fx_text("tcp 0.0.0.0:1000 127.0.0.1:%u forwarding", p + 1));
+	assert_true(fx_reachable("127.0.0.1", p));
 	fx_turn(&fx, 20);
-	assert_string_equal(fx.lane.last_addr, expect("127.0.0.1:%u", p));
-	assert_true(reachable("127.0.0.1", (uint16_t)(p + 1)));
+	assert_string_equal(fx.lane.last_addr, fx_text("127.0.0.1:%u", p));
+	assert_true(fx_reachable("127.0.0.1", (uint16_t)(p + 1)));
 	fx_turn(&fx, 20);
 	assert_string_equal(fx.lane.last_addr, "0.0.0.0:1000");
-	assert_int_equal(send(fd, "de", 2, 0), 2); /* who is connected stays so */
-	assert_int_equal(fx_receive(&fx, fd, in, 4), 2);
+	fx_assert_echo(&fx, fd, "de", 2); /* who is connected stays so */
 	close(fd);
 	fx_stop(&fx);
 }
@@ -220,28 +158,29 @@ static void test_slots_one_by_number_comes_before_one_by_choice(void **state)
 static void test_slots_two_servers_on_one_guest_port(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct fx fx;
 
 	r.guest_ip = fx_port(0, "0.0.0.0", 1).ip; /* guestIPMustBeZero: false */
 	fx_start(&fx, &r, 1, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 	fx_add(&fx, IPPROTO_TCP, "192.168.5.15", p);
-	assert_string_equal(newest(&fx),
-			    expect("failed tcp 192.168.5.15:%u 127.0.0.1:%u another server of this "
-				   "guest has it, 127.0.0.1:%u", p, p, p));
+	assert_string_equal(
+		fx_newest(&fx),
+		fx_text("failed tcp 192.168.5.15:%u 127.0.0.1:%u another server of this "
+			"guest has it, 127.0.0.1:%u", p, p, p));
 	fx_add(&fx, IPPROTO_TCP, "::1", p); /* localhost is both */
-	assert_string_equal(newest(&fx), expect("forwarding tcp [::1]:%u 127.0.0.1:%u", p, p));
+	assert_string_equal(fx_newest(&fx), fx_text("forwarding tcp [::1]:%u 127.0.0.1:%u", p, p));
 	fx_add(&fx, IPPROTO_TCP, "fd00::15", p);
 	assert_int_equal(fx_count_events(&fx, "failed"), 2);
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p); /* [::1] has it still */
 	assert_int_equal(fx_count_events(&fx, "forwarding"), 2);
 	fx_remove(&fx, IPPROTO_TCP, "::1", p);
-	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp 192.168.5.15:%u", p)), 1);
-	assert_int_equal(fx_count_events(&fx, expect("forwarding tcp [fd00::15]:%u", p)), 1);
-	assert_true(reachable("127.0.0.1", p));
+	assert_int_equal(fx_count_events(&fx, fx_text("forwarding tcp 192.168.5.15:%u", p)), 1);
+	assert_int_equal(fx_count_events(&fx, fx_text("forwarding tcp [fd00::15]:%u", p)), 1);
+	assert_true(fx_reachable("127.0.0.1", p));
 	fx_turn(&fx, 20);
-	assert_string_equal(fx.lane.last_addr, expect("192.168.5.15:%u", p));
+	assert_string_equal(fx.lane.last_addr, fx_text("192.168.5.15:%u", p));
 	fx_stop(&fx);
 }
 
@@ -249,7 +188,7 @@ static void test_slots_two_servers_on_one_guest_port(void **state)
 static void test_slots_second_server_joins_the_wildcard_that_stays(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct fx fx;
 
 	r.guest_ip = fx_port(0, "0.0.0.0", 1).ip;
@@ -259,15 +198,15 @@ static void test_slots_second_server_joins_the_wildcard_that_stays(void **state)
 	fx_add(&fx, IPPROTO_TCP, "192.168.5.15", p);
 	assert_int_equal(fx_count_events(&fx, "failed"), 1);
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", p);
-	assert_string_equal(newest(&fx),
-			    expect("forwarding tcp 192.168.5.15:%u 127.0.0.1:%u", p, p));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 192.168.5.15:%u 127.0.0.1:%u", p, p));
 	fx_stop(&fx);
 }
 
 static void test_slots_two_servers_on_one_guest_port_by_choice(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward r = rule(p, p);
+	struct config_port_forward r = fx_rule(p, p);
 	struct fx fx;
 
 	r.guest_ip = fx_port(0, "0.0.0.0", 1).ip;
@@ -277,12 +216,12 @@ static void test_slots_two_servers_on_one_guest_port_by_choice(void **state)
 	fx_add(&fx, IPPROTO_TCP, "192.168.5.15", p);
 	fx_add(&fx, IPPROTO_TCP, "::1", p);
 	assert_int_equal(fx_count_events(&fx, "failed"), 0);
-	assert_string_equal(newest(&fx), expect("forwarding tcp [::1]:%u 127.0.0.1:%u", p, p));
-	assert_string_equal(list(&fx)->text[1],
-			    expect("tcp 192.168.5.15:%u 127.0.0.1:%u forwarding", p, p + 1));
-	assert_true(reachable("127.0.0.1", (uint16_t)(p + 1)));
+	assert_string_equal(fx_newest(&fx), fx_text("forwarding tcp [::1]:%u 127.0.0.1:%u", p, p));
+	assert_string_equal(fx_list(&fx, NULL)->text[1],
+			    fx_text("tcp 192.168.5.15:%u 127.0.0.1:%u forwarding", p, p + 1));
+	assert_true(fx_reachable("127.0.0.1", (uint16_t)(p + 1)));
 	fx_turn(&fx, 20);
-	assert_string_equal(fx.lane.last_addr, expect("192.168.5.15:%u", p));
+	assert_string_equal(fx.lane.last_addr, fx_text("192.168.5.15:%u", p));
 	fx_stop(&fx);
 }
 
@@ -297,7 +236,7 @@ static bool first_row_is(void *arg)
 {
 	const struct wanted *w = arg;
 
-	return strcmp(list(w->fx)->text[0], w->row) == 0;
+	return strcmp(fx_list(w->fx, NULL)->text[0], w->row) == 0;
 }
 
 static bool becomes(struct fx *fx, const char *row)
@@ -329,8 +268,8 @@ static void end_holder(pid_t pid)
 
 static const char *taken_row(uint16_t p, pid_t pid)
 {
-	return expect("tcp 127.0.0.1:%u 127.0.0.1:%u waiting address already in use "
-		      "(forward_slots_t, pid %d)", p, p, pid);
+	return fx_text("tcp 127.0.0.1:%u 127.0.0.1:%u waiting address already in use "
+		       "(forward_slots_t, pid %d)", p, p, pid);
 }
 
 static void test_slots_owner_is_who_has_it_now(void **state)
@@ -365,8 +304,8 @@ static void test_slots_error_is_the_one_of_now(void **state)
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
 	assert_true(becomes(&fx, taken_row(p, getpid())));
 	before = leave_no_descriptors();
-	assert_true(becomes(&fx, expect("tcp 127.0.0.1:%u 127.0.0.1:%u waiting socket: too many "
-					"open files", p, p)));
+	assert_true(becomes(&fx, fx_text("tcp 127.0.0.1:%u 127.0.0.1:%u waiting socket: too many "
+					 "open files", p, p)));
 	allow_descriptors(before);
 	assert_true(becomes(&fx, taken_row(p, getpid())));
 	assert_int_equal(fx.events.len, 1);
@@ -388,7 +327,8 @@ static void test_slots_owner_of_a_connected_udp_socket(void **state)
 	fx_start(&fx, NULL, 0, NULL);
 	fx_add(&fx, IPPROTO_UDP, "127.0.0.1", p);
 	assert_true(fx_wait_event(&fx, "failed"));
-	assert_non_null(strstr(newest(&fx), expect("in use (forward_slots_t, pid %d)", getpid())));
+	assert_non_null(
+		strstr(fx_newest(&fx), fx_text("in use (forward_slots_t, pid %d)", getpid())));
 	fx_stop(&fx);
 	close(other);
 	close(peer);
@@ -396,24 +336,23 @@ static void test_slots_owner_of_a_connected_udp_socket(void **state)
 
 static void test_slots_owner_of_a_socket_file(void **state)
 {
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	struct config_port_forward r = rule(8080, 8080);
+	struct config_port_forward r = fx_rule(8080, 8080);
 	struct forward_limits limits = { .retry_max_ms = 30 };
-	char dir[] = "/tmp/lima-slots-XXXXXX";
-	int other = socket(AF_UNIX, SOCK_STREAM, 0);
+	char dir[] = "/tmp/lima-slots-XXXXXX", path[64];
 	struct fx fx;
+	int other;
 
 	assert_non_null(mkdtemp(dir));
-	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/x.sock", dir);
-	r.host_socket = addr.sun_path;
-	assert_int_equal(bind(other, (struct sockaddr *)&addr, sizeof(addr)), 0);
-	assert_int_equal(listen(other, 8), 0);
+	snprintf(path, sizeof(path), "%s/x.sock", dir);
+	r.host_socket = path;
+	other = fx_bind_unix(path);
+	assert_true(other >= 0);
 	fx_start(&fx, &r, 1, &limits);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 8080);
 	assert_true(fx_wait_event(&fx, "failed"));
-	assert_string_equal(newest(&fx), expect("failed tcp 127.0.0.1:8080 %s another program "
-						"listens there (forward_slots_t, pid %d)",
-						addr.sun_path, getpid()));
+	assert_string_equal(fx_newest(&fx), fx_text("failed tcp 127.0.0.1:8080 %s another program "
+						    "listens there (forward_slots_t, pid %d)",
+						    path, getpid()));
 	close(other);
 	assert_true(fx_wait_event(&fx, "forwarding"));
 	fx_stop(&fx);
@@ -426,22 +365,23 @@ static void test_slots_owner_of_a_socket_file(void **state)
 static void test_slots_static_that_is_closed_covers_no_listener(void **state)
 {
 	uint16_t p = fx_free_port(), q = fx_free_port();
-	struct config_port_forward rules[] = { rule(p, q), rule(p, p) };
+	struct config_port_forward rules[] = { fx_rule(p, q), fx_rule(p, p) };
 	struct fx fx;
 
 	rules[1].guest_ip = fx_port(0, "0.0.0.0", 1).ip; /* guestIPMustBeZero: false */
 	rules[1].is_static = true;
 	rules[1].proto = L4_TCP;
 	fx_start(&fx, rules, 2, NULL);
-	assert_string_equal(newest(&fx), expect("not-forwarding tcp 127.0.0.1:%u - portForwards[0] "
-						"comes first and decides", p));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("not-forwarding tcp 127.0.0.1:%u - portForwards[0] "
+				    "comes first and decides", p));
 	fx_add(&fx, IPPROTO_TCP, "192.168.5.15", p);
-	assert_string_equal(newest(&fx),
-			    expect("forwarding tcp 192.168.5.15:%u 127.0.0.1:%u", p, p));
-	assert_int_equal(list(&fx)->n, 2);
-	assert_true(reachable("127.0.0.1", p));
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("forwarding tcp 192.168.5.15:%u 127.0.0.1:%u", p, p));
+	assert_int_equal(fx_list(&fx, NULL)->n, 2);
+	assert_true(fx_reachable("127.0.0.1", p));
 	fx_turn(&fx, 20);
-	assert_string_equal(fx.lane.last_addr, expect("192.168.5.15:%u", p));
+	assert_string_equal(fx.lane.last_addr, fx_text("192.168.5.15:%u", p));
 	fx_stop(&fx);
 }
 
@@ -455,7 +395,8 @@ static void on_rule(void *arg, const struct forward_row *row)
 /* The file's rule and a live one: each has a row of its own that says why. */
 static void test_slots_static_udp_of_plain_mode_says_why(void **state)
 {
-	struct config_port_forward r = rule(5000, fx_free_port()), live = rule(5001, fx_free_port());
+	struct config_port_forward r = fx_rule(5000, fx_free_port()),
+				   live = fx_rule(5001, fx_free_port());
 	struct config c = { .port_forwards = &r, .n_port_forwards = 1, .plain = true };
 	struct forward_options more = { 0 };
 	struct error err = { 0 };
@@ -465,16 +406,18 @@ static void test_slots_static_udp_of_plain_mode_says_why(void **state)
 	r.is_static = live.is_static = true;
 	r.proto = live.proto = L4_UDP;
 	fx_start_with(&fx, &c, &more);
-	assert_string_equal(newest(&fx), "not-forwarding udp 127.0.0.1:5000 - plain mode has ssh "
-					 "only, which carries no udp");
+	assert_string_equal(fx_newest(&fx),
+			    "not-forwarding udp 127.0.0.1:5000 - plain mode has ssh "
+			    "only, which carries no udp");
 	assert_int_equal(forward_add_rule(fx.forward, &live, &id, &err), 0);
-	assert_string_equal(list(&fx)->text[1], "udp 127.0.0.1:5001 - not-forwarded plain mode has "
-						"ssh only, which carries no udp");
+	assert_string_equal(fx_list(&fx, NULL)->text[1],
+			    "udp 127.0.0.1:5001 - not-forwarded plain mode has "
+			    "ssh only, which carries no udp");
 	forward_list(fx.forward, on_rule, ids);
 	assert_int_equal(ids[0], 2);
 	assert_int_equal(ids[2], id);
 	assert_int_equal(forward_remove_rule(fx.forward, id, &err), 0);
-	assert_int_equal(list(&fx)->n, 1);
+	assert_int_equal(fx_list(&fx, NULL)->n, 1);
 	fx_stop(&fx);
 }
 
@@ -482,7 +425,7 @@ static void test_slots_static_udp_of_plain_mode_says_why(void **state)
 static void test_slots_usual_service_of_the_host_by_its_port(void **state)
 {
 	uint16_t p = fx_free_port();
-	struct config_port_forward rules[] = { rule(5000, 5355), rule(5355, p) };
+	struct config_port_forward rules[] = { fx_rule(5000, 5355), fx_rule(5355, p) };
 	int usual = fx_bind(SOCK_DGRAM, "127.0.0.1", 5355), other = fx_bind(SOCK_DGRAM, "127.0.0.1", p);
 	struct fx fx;
 
@@ -491,7 +434,7 @@ static void test_slots_usual_service_of_the_host_by_its_port(void **state)
 	assert_true(fx_wait_event(&fx, "not-forwarding udp 127.0.0.1:5000 127.0.0.1:5355 address "
 				       "already in use"));
 	fx_add(&fx, IPPROTO_UDP, "127.0.0.1", 5355);
-	assert_true(fx_wait_event(&fx, expect("failed udp 127.0.0.1:5355 127.0.0.1:%u", p)));
+	assert_true(fx_wait_event(&fx, fx_text("failed udp 127.0.0.1:5355 127.0.0.1:%u", p)));
 	fx_stop(&fx);
 	close(other);
 	if (usual >= 0)

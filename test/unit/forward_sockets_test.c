@@ -10,7 +10,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -123,18 +122,6 @@ static void server_stop(struct server *s)
 	close(s->fd);
 }
 
-static int listen_unix(const char *path)
-{
-	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	strcpy(sa.sun_path, path);
-	unlink(path);
-	assert_int_equal(bind(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
-	assert_int_equal(listen(fd, 8), 0);
-	return fd;
-}
-
 /* --- a forward with one such lane ------------------------------------------------ */
 
 struct sx {
@@ -154,11 +141,9 @@ static void sx_start(struct sx *x, enum config_lane which, const char *guest_ip)
 
 	memset(x, 0, sizeof(*x));
 	x->port = fx_free_port();
-	x->rule = (struct config_port_forward){ .guest_ip = fx_port(0, guest_ip, 1).ip,
-						.guest_port = { x->port, x->port },
-						.host_ip = fx_port(0, "127.0.0.1", 1).ip,
-						.host_port = { x->port, x->port },
-						.lane = which };
+	x->rule = fx_rule(x->port, x->port);
+	x->rule.guest_ip = fx_port(0, guest_ip, 1).ip;
+	x->rule.lane = which;
 	fx_start(&x->fx, &x->rule, 1, &limits);
 	fx_add(&x->fx, IPPROTO_TCP, guest_ip, x->port);
 	assert_int_equal(fx_count_events(&x->fx, "forwarding tcp"), 1);
@@ -174,17 +159,9 @@ static bool is_closed(void *arg)
 	return ((struct sx *)arg)->closed;
 }
 
-static void sx_row(void *arg, const struct forward_row *row)
-{
-	*(struct forward_row *)arg = *row;
-}
-
 static bool no_client(void *arg)
 {
-	struct forward_row row = { 0 };
-
-	forward_list(((struct sx *)arg)->fx.forward, sx_row, &row);
-	return row.connections_now == 0;
+	return fx_row(&((struct sx *)arg)->fx).connections_now == 0;
 }
 
 static int sx_client(struct sx *x)
@@ -197,11 +174,7 @@ static int sx_client(struct sx *x)
 
 static void assert_echo(struct sx *x, int fd)
 {
-	char in[8];
-
-	assert_int_equal(send(fd, "hello", 5, MSG_NOSIGNAL), 5);
-	assert_int_equal(fx_receive(&x->fx, fd, in, sizeof(in)), 5);
-	assert_memory_equal(in, "hello", 5);
+	fx_assert_echo(&x->fx, fd, "hello", 5);
 }
 
 /* --- direct ----------------------------------------------------------------------- */
@@ -232,7 +205,7 @@ static void direct_stop(struct sx *x)
 static void test_direct_streams(void **state)
 {
 	static char block[1 << 16];
-	struct forward_row row = { 0 };
+	struct forward_row row;
 	struct linger at_once = { .l_onoff = 1 };
 	struct sx x;
 	char in;
@@ -249,7 +222,7 @@ static void test_direct_streams(void **state)
 	assert_int_equal(fx_receive(&x.fx, fd, &in, 1), 0);
 	close(fd);
 	assert_true(fx_until(&x.fx, no_client, &x));
-	forward_list(x.fx.forward, sx_row, &row);
+	row = fx_row(&x.fx);
 	assert_string_equal(row.lane, "direct");
 	assert_int_equal(row.bytes_in, 10);
 	assert_int_equal(row.bytes_out, 10);
@@ -400,7 +373,7 @@ static void ssh_start(struct sx *x, enum server_mode mode, unsigned unused_ms)
 	x->lane = lane_ssh_new(&o);
 	lane_ssh_set_master(x->lane, true);
 	forward_set_lane(x->fx.forward, CONFIG_LANE_SSH, x->lane);
-	server_start(&x->server, listen_unix(sock), mode);
+	server_start(&x->server, fx_bind_unix(sock), mode);
 }
 
 static unsigned ssh_calls(struct sx *x, const char *command)
@@ -434,7 +407,6 @@ static void ssh_stop(struct sx *x)
 static void test_ssh_one_forward_for_all_clients(void **state)
 {
 	enum { CROWD = 100 }; /* more than the listener's queue takes */
-	struct forward_row row = { 0 };
 	int fds[CROWD];
 	struct sx x;
 	char in;
@@ -450,8 +422,7 @@ static void test_ssh_one_forward_for_all_clients(void **state)
 		close(fds[i]);
 	}
 	assert_int_equal(ssh_calls(&x, "forward"), 1);
-	forward_list(x.fx.forward, sx_row, &row);
-	assert_string_equal(row.lane, "ssh");
+	assert_string_equal(fx_row(&x.fx).lane, "ssh");
 	ssh_stop(&x);
 }
 
@@ -577,20 +548,6 @@ static void test_ssh_unused_forward_is_cancelled(void **state)
 
 /* --- sockets of the guest ------------------------------------------------------------ */
 
-static int connect_unix(const char *path)
-{
-	struct timeval patience = { .tv_sec = 20 };
-	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	strcpy(sa.sun_path, path);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0)
-		return fd;
-	close(fd);
-	return -errno;
-}
-
 static void find_socket(void *arg, const struct forward_row *row)
 {
 	if (*row->guest_addr == '/')
@@ -631,15 +588,16 @@ static void test_guest_socket(void **state)
 	rule.host_socket = plain;
 	assert_int_equal(forward_add_rule(x.fx.forward, &rule, &id, &err), 0);
 	assert_true(fx_wait_event(&x.fx, "failed unix /run/deep/app.sock"));
-	assert_non_null(strstr(x.fx.events.items[x.fx.events.len - 1],
-			       "exists and is not a socket"));
+	assert_non_null(strstr(fx_newest(&x.fx), "exists and is not a socket"));
 	assert_string_equal(socket_row(&x).state, "waiting");
 	assert_int_equal(forward_remove_rule(x.fx.forward, id, &err), 0);
 	assert_true(path_exists(plain));
 
 	scoped_free char *sub = xasprintf("%s/sub", x.dir);
 	assert_int_equal(mkdir(sub, 0700), 0);
-	close(listen_unix(host)); /* stale */
+	fd = fx_bind_unix(host);
+	assert_true(fd >= 0);
+	close(fd); /* stale */
 	rule.host_socket = host;
 	assert_int_equal(forward_add_rule(x.fx.forward, &rule, &id, &err), 0);
 	assert_true(fx_wait_event(&x.fx, "forwarding unix /run/deep/app.sock"));
@@ -647,7 +605,7 @@ static void test_guest_socket(void **state)
 	assert_int_equal(st.st_mode & 0777, 0600);
 	assert_int_equal(ssh_calls(&x, "forward"), 0); /* only for a client */
 
-	fd = connect_unix(host);
+	fd = fx_connect_unix(host);
 	assert_echo(&x, fd);
 	shutdown(fd, SHUT_WR);
 	assert_int_equal(fx_receive(&x.fx, fd, &in, 1), 0);
@@ -666,7 +624,7 @@ static void test_guest_socket(void **state)
 
 	forward_set_lane(x.fx.forward, CONFIG_LANE_SSH, NULL); /* the guest reboots */
 	lane_ssh_set_master(x.lane, false);
-	fd = connect_unix(host);
+	fd = fx_connect_unix(host);
 	assert_true(fd >= 0);
 	lane_ssh_set_master(x.lane, true);
 	forward_set_lane(x.fx.forward, CONFIG_LANE_SSH, x.lane);
@@ -696,7 +654,7 @@ static void test_guest_socket_that_is_not_there_counts(void **state)
 	scoped_free char *host = xasprintf("%s/app.sock", x.dir);
 	rule.host_socket = host;
 	assert_int_equal(forward_add_rule(x.fx.forward, &rule, &id, &err), 0);
-	fd = connect_unix(host);
+	fd = fx_connect_unix(host);
 	assert_true(fx_receive(&x.fx, fd, &in, 1) <= 0);
 	close(fd);
 	assert_true(fx_until(&x.fx, socket_has_no_client, &x));

@@ -12,7 +12,6 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -157,11 +156,6 @@ static void send_after_guest_fin(void *arg)
 		close(fd);
 }
 
-static void list_connections(void *arg, const struct forward_row *row)
-{
-	*(unsigned *)arg += (unsigned)row->connections_now;
-}
-
 static bool no_connection(void *arg)
 {
 	return ((struct fx *)arg)->lane.now == 0;
@@ -193,7 +187,6 @@ static void test_tcp_what_the_kernel_holds_at_the_end_arrives(void **state)
 {
 	struct fx fx;
 	struct call c = { .port = start(&fx, MOCK_SOURCE, NULL), .matched = true };
-	unsigned now = 1;
 	int fd;
 
 	fx.lane.source_bytes = 400000;
@@ -201,11 +194,8 @@ static void test_tcp_what_the_kernel_holds_at_the_end_arrives(void **state)
 	assert_true(fd >= 0);
 	shutdown(fd, SHUT_WR);
 	assert_true(fx_until(&fx, one_came_and_went, &fx));
-	while (now > 0) {
-		now = 0;
+	while (fx_row(&fx).connections_now > 0)
 		fx_turn(&fx, 1);
-		forward_list(fx.forward, list_connections, &now);
-	}
 	assert_int_equal(receive(fd, &c, 0), 0);
 	assert_int_equal(c.got_bytes, 400000);
 	close(fd);
@@ -397,16 +387,11 @@ static bool lane_delivered_nothing_new(void *arg)
 	return ((struct fx *)arg)->lane.now == 1;
 }
 
-static void list_bytes(void *arg, const struct forward_row *row)
-{
-	*(uint64_t *)arg += row->bytes_out;
-}
-
 static void test_tcp_slow_client_pauses_the_guest_and_loses_nothing(void **state)
 {
 	struct fx fx;
 	uint16_t port = start(&fx, MOCK_SOURCE, NULL);
-	uint64_t out = 0;
+	uint64_t out;
 	uint8_t block[65536];
 	size_t got = 0;
 	ssize_t n;
@@ -417,7 +402,7 @@ static void test_tcp_slow_client_pauses_the_guest_and_loses_nothing(void **state
 	assert_true(fd >= 0);
 	assert_true(fx_until(&fx, lane_delivered_nothing_new, &fx));
 	fx_turn(&fx, 200);
-	forward_list(fx.forward, list_bytes, &out);
+	out = fx_row(&fx).bytes_out;
 	assert_true(out > 0 && out < 20 << 20); /* the kernel's buffers and 256 KiB of ours */
 	while (got < fx.lane.source_bytes) {
 		while ((n = recv(fd, block, sizeof(block), 0)) > 0)
@@ -503,11 +488,6 @@ static void test_tcp_client_is_reset_when_no_lane_comes(void **state)
 	fx_stop(&fx);
 }
 
-static void list_error(void *arg, const struct forward_row *row)
-{
-	*(const char **)arg = row->error;
-}
-
 /* Asked for by name where the machine has no such thing: said, and nobody waits. */
 static void test_tcp_lane_that_never_comes(void **state)
 {
@@ -515,7 +495,6 @@ static void test_tcp_lane_that_never_comes(void **state)
 	struct config c = { .port_forwarding.lane = CONFIG_LANE_VSOCK };
 	struct forward_options more = { .limits = hours };
 	struct call early = { .port = fx_free_port(), .send_bytes = 10 }, late = early;
-	const char *error = NULL;
 	struct fx fx;
 	int fd;
 
@@ -523,14 +502,12 @@ static void test_tcp_lane_that_never_comes(void **state)
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", early.port);
 	fd = fx_connect(SOCK_STREAM, "127.0.0.1", early.port);
 	fx_turn(&fx, 50);
-	forward_list(fx.forward, list_error, &error);
-	assert_string_equal(error, "");
+	assert_string_equal(fx_row(&fx).error, "");
 	forward_set_lane_missing(fx.forward, CONFIG_LANE_VSOCK, "no such device");
 	assert_int_equal(fx_receive(&fx, fd, early.text, 1), -ECONNRESET);
 	assert_true(fx_client(&fx, call_guest, &late));
 	assert_int_equal(late.rc, -ECONNRESET);
-	forward_list(fx.forward, list_error, &error);
-	assert_string_equal(error, "no such device");
+	assert_string_equal(fx_row(&fx).error, "no such device");
 	assert_int_equal(fx.lane.opens, 0);
 	close(fd);
 	fx_stop(&fx);
@@ -541,10 +518,9 @@ static void test_tcp_open_connection_is_reset_when_the_lane_breaks(void **state)
 	struct fx fx;
 	uint16_t port = start(&fx, MOCK_ECHO, NULL);
 	int fd = fx_connect(SOCK_STREAM, "127.0.0.1", port);
-	char b = 'x';
+	char b;
 
-	assert_int_equal(send(fd, &b, 1, 0), 1);
-	assert_int_equal(fx_receive(&fx, fd, &b, 1), 1);
+	fx_assert_echo(&fx, fd, "x", 1);
 	mock_lane_break(&fx.lane, -ECANCELED);
 	assert_true(fx_until(&fx, no_connection, &fx));
 	assert_int_equal(recv(fd, &b, 1, 0), -1);
@@ -602,16 +578,11 @@ static void test_tcp_connections_outlive_the_forward(void **state)
 	struct fx fx;
 	uint16_t port = start(&fx, MOCK_ECHO, NULL);
 	int fd = fx_connect(SOCK_STREAM, "127.0.0.1", port);
-	char b = 'x';
 
-	assert_int_equal(send(fd, &b, 1, 0), 1);
-	assert_int_equal(fx_receive(&fx, fd, &b, 1), 1);
+	fx_assert_echo(&fx, fd, "x", 1);
 	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", port);
 	assert_int_equal(fx_connect(SOCK_STREAM, "127.0.0.1", port), -ECONNREFUSED);
-	b = 'y';
-	assert_int_equal(send(fd, &b, 1, 0), 1);
-	assert_int_equal(fx_receive(&fx, fd, &b, 1), 1);
-	assert_int_equal(b, 'y');
+	fx_assert_echo(&fx, fd, "y", 1);
 	close(fd);
 	fx_stop(&fx);
 }
@@ -669,24 +640,10 @@ static void test_tcp_out_of_descriptors_keeps_clients_waiting(void **state)
 
 /* --- unix sockets ------------------------------------------------------------ */
 
-static int connect_unix(const char *path)
-{
-	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	snprintf(sa.sun_path, sizeof(sa.sun_path), "%s", path);
-	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0)
-		return fd;
-	int rc = -errno;
-
-	close(fd);
-	return rc;
-}
-
 static void call_unix(void *arg)
 {
 	struct call *c = arg;
-	int fd = connect_unix(c->ip);
+	int fd = fx_connect_unix(c->ip);
 
 	c->matched = true;
 	c->rc = fd < 0 ? fd : send_all(fd, 1000000);
@@ -702,14 +659,13 @@ static void test_unix_socket_on_the_host(void **state)
 {
 	scoped_free char *dir = xasprintf("/tmp/lima-forward-%d", getpid());
 	scoped_free char *path = xasprintf("%s/sock/guest.sock", dir);
-	struct config_port_forward rule = { .guest_ip = fx_port(0, "127.0.0.1", 1).ip,
-					    .guest_port = { 8080, 8080 },
-					    .host_socket = path };
+	struct config_port_forward rule = fx_rule(8080, 0);
 	struct call c = { .ip = path };
 	struct error err = { 0 };
 	struct stat st;
 	struct fx fx;
 
+	rule.host_socket = path;
 	fx_start(&fx, &rule, 1, NULL);
 	fx.lane.mode = MOCK_REPLY_AFTER_EOF;
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 8080);
@@ -728,24 +684,21 @@ static void test_unix_socket_on_the_host(void **state)
 static void test_unix_only_stale_sockets_are_replaced(void **state)
 {
 	scoped_free char *path = xasprintf("/tmp/lima-forward-%d.sock", getpid());
-	struct config_port_forward rule = { .guest_ip = fx_port(0, "127.0.0.1", 1).ip,
-					    .guest_port = { 8080, 8080 },
-					    .host_socket = path };
-	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	int other = socket(AF_UNIX, SOCK_STREAM, 0), fd;
+	struct config_port_forward rule = fx_rule(8080, 0);
+	int other, fd;
 	struct error err = { 0 };
 	struct fx fx;
 
-	strcpy(sa.sun_path, path);
+	rule.host_socket = path;
 	unlink(path);
-	assert_int_equal(bind(other, (struct sockaddr *)&sa, sizeof(sa)), 0);
-	assert_int_equal(listen(other, 5), 0);
+	other = fx_bind_unix(path);
+	assert_true(other >= 0);
 	fx_start(&fx, &rule, 1, NULL);
 	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", 8080);
 	assert_true(fx_wait_event(&fx, "failed tcp 127.0.0.1:8080")); /* by whom is found out */
 	close(other); /* leaves the file: a crashed program's socket */
 	assert_true(fx_wait_event(&fx, "forwarding tcp 127.0.0.1:8080"));
-	fd = connect_unix(path);
+	fd = fx_connect_unix(path);
 	assert_true(fd >= 0);
 	close(fd);
 	fx_stop(&fx);

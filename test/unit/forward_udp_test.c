@@ -27,15 +27,6 @@ static uint16_t start(struct fx *fx, const struct forward_limits *limits)
 	return port;
 }
 
-static void assert_echo(struct fx *fx, int fd, const void *data, size_t len)
-{
-	scoped_free uint8_t *in = xmalloc(UDP_LARGEST + 1);
-
-	assert_int_equal(send(fd, data, len, 0), len);
-	assert_int_equal(fx_receive(fx, fd, in, UDP_LARGEST + 1), len);
-	assert_memory_equal(in, data, len);
-}
-
 static void test_udp_datagrams_stay_whole(void **state)
 {
 	static const size_t sizes[] = { 1, 0, 1472, 1473, 9000, 32768, 32769, UDP_LARGEST, 0, 5 };
@@ -47,7 +38,7 @@ static void test_udp_datagrams_stay_whole(void **state)
 	for (size_t i = 0; i < UDP_LARGEST; i++)
 		data[i] = (uint8_t)(i * 17 + i / 256);
 	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
-		assert_echo(&fx, fd, data, sizes[i]);
+		fx_assert_echo(&fx, fd, data, sizes[i]);
 	assert_int_equal(fx.lane.opens, 1);
 	close(fd);
 	fx_stop(&fx);
@@ -60,7 +51,7 @@ static void test_udp_ipv6_localhost(void **state)
 	int fd = fx_connect(SOCK_DGRAM, "::1", port);
 
 	if (fd >= 0) { /* else this host has no IPv6 */
-		assert_echo(&fx, fd, "hello", 5);
+		fx_assert_echo(&fx, fd, "hello", 5);
 		close(fd);
 	}
 	fx_stop(&fx);
@@ -119,15 +110,15 @@ static void test_udp_idle_flows_end_and_come_back(void **state)
 	int a = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
 	int b = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
 
-	assert_echo(&fx, a, "a", 1);
+	fx_assert_echo(&fx, a, "a", 1);
 	fx_turn(&fx, 1000);
-	assert_echo(&fx, b, "b", 1);
+	fx_assert_echo(&fx, b, "b", 1);
 	assert_true(fx_until(&fx, one_flow_left, &fx)); /* a, the older */
-	assert_echo(&fx, b, "b", 1);
+	fx_assert_echo(&fx, b, "b", 1);
 	assert_int_equal(fx.lane.opens, 2);
 	assert_true(fx_until(&fx, no_flow_left, &fx));
 	assert_int_equal(fx.lane.closes, 2);
-	assert_echo(&fx, a, "again", 5);
+	fx_assert_echo(&fx, a, "again", 5);
 	close(a);
 	close(b);
 	fx_stop(&fx);
@@ -142,12 +133,12 @@ static void test_udp_most_idle_flow_makes_room(void **state)
 
 	for (int i = 0; i < 3; i++)
 		fds[i] = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
-	assert_echo(&fx, fds[0], "0", 1);
-	assert_echo(&fx, fds[1], "1", 1);
-	assert_echo(&fx, fds[0], "0", 1);
-	assert_echo(&fx, fds[2], "2", 1); /* instead of 1 */
+	fx_assert_echo(&fx, fds[0], "0", 1);
+	fx_assert_echo(&fx, fds[1], "1", 1);
+	fx_assert_echo(&fx, fds[0], "0", 1);
+	fx_assert_echo(&fx, fds[2], "2", 1); /* instead of 1 */
 	assert_int_equal(fx.lane.now, 2);
-	assert_echo(&fx, fds[0], "0", 1);
+	fx_assert_echo(&fx, fds[0], "0", 1);
 	assert_int_equal(fx.lane.opens, 3);
 	for (int i = 0; i < 3; i++)
 		close(fds[i]);
@@ -164,15 +155,15 @@ static void test_udp_full_lane_drops_the_most_idle_flow(void **state)
 	fx.lane.max = 2;
 	for (int i = 0; i < 3; i++)
 		fds[i] = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
-	assert_echo(&fx, fds[0], "0", 1);
-	assert_echo(&fx, fds[1], "1", 1);
-	assert_echo(&fx, fds[0], "0", 1);
+	fx_assert_echo(&fx, fds[0], "0", 1);
+	fx_assert_echo(&fx, fds[1], "1", 1);
+	fx_assert_echo(&fx, fds[0], "0", 1);
 	assert_int_equal(send(fds[2], "2", 1, 0), 1);	/* waits: the lane frees one later */
 	fx_turn(&fx, 20);
 	assert_int_equal(send(fds[2], "2", 1, 0), 1);
 	for (int i = 0; i < 2; i++)
 		assert_int_equal(fx_receive(&fx, fds[2], &c, 1), 1);
-	assert_echo(&fx, fds[0], "0", 1);	/* it was not the one that went */
+	fx_assert_echo(&fx, fds[0], "0", 1); /* it was not the one that went */
 	assert_int_equal(fx.lane.opens, 3);
 	assert_int_equal(fx.lane.closes, 1);
 	for (int i = 0; i < 3; i++)
@@ -194,16 +185,16 @@ static void test_udp_most_idle_flow_of_all_ports_makes_room(void **state)
 		fx_add(&fx, IPPROTO_UDP, "0.0.0.0", other);
 		for (int i = 0; i < 3; i++)
 			fds[i] = fx_connect(SOCK_DGRAM, "127.0.0.1", i < 2 ? busy : other);
-		assert_echo(&fx, fds[0], "0", 1);
-		assert_echo(&fx, fds[1], "1", 1);
-		assert_echo(&fx, fds[0], "0", 1);
+		fx_assert_echo(&fx, fds[0], "0", 1);
+		fx_assert_echo(&fx, fds[1], "1", 1);
+		fx_assert_echo(&fx, fds[0], "0", 1);
 		assert_int_equal(send(fds[2], "2", 1, 0), 1);	/* instead of 1 */
 		fx_turn(&fx, 20);
 		if (full_lane)	/* the first one found out */
 			assert_int_equal(send(fds[2], "2", 1, 0), 1);
 		assert_int_equal(fx_receive(&fx, fds[2], &c, 1), 1);
 		assert_int_equal(fx.lane.now, 2);
-		assert_echo(&fx, fds[0], "0", 1);
+		fx_assert_echo(&fx, fds[0], "0", 1);
 		assert_int_equal(fx.lane.opens, 3);
 		for (int i = 0; i < 3; i++)
 			close(fds[i]);
@@ -234,7 +225,7 @@ static void test_udp_what_waits_is_bounded(void **state)
 	assert_int_equal(fx_receive(&fx, fds[CLIENTS - KEPT], data, SIZE), SIZE);
 	fx_turn(&fx, 20);
 	assert_in_range(fx.lane.bytes_in, KEPT * SIZE, MOST);
-	assert_echo(&fx, fds[0], "still served", 12);
+	fx_assert_echo(&fx, fds[0], "still served", 12);
 	for (int i = 0; i < CLIENTS; i++)
 		close(fds[i]);
 	fx_stop(&fx);
@@ -263,17 +254,11 @@ static void test_udp_waits_for_a_lane_and_drops_the_oldest(void **state)
 	fx_stop(&fx);
 }
 
-static void count_refused(void *arg, const struct forward_row *row)
-{
-	*(uint64_t *)arg += row->refused;
-}
-
 static void test_udp_refusal_ends_the_flow_not_the_forward(void **state)
 {
 	struct fx fx;
 	uint16_t port = start(&fx, NULL);
 	int fd = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
-	uint64_t refused = 0;
 	char c;
 
 	fx.lane.mode = MOCK_REFUSE;
@@ -286,10 +271,9 @@ static void test_udp_refusal_ends_the_flow_not_the_forward(void **state)
 	errno = 0;
 	send(fd, "y", 1, 0);
 	assert_int_equal(fx_receive(&fx, fd, &c, 1), -ECONNREFUSED);
-	forward_list(fx.forward, count_refused, &refused);
-	assert_int_equal(refused, 1);
+	assert_int_equal(fx_row(&fx).refused, 1);
 	fx_turn(&fx, 400);
-	assert_echo(&fx, fd, "z", 1);
+	fx_assert_echo(&fx, fd, "z", 1);
 	close(fd);
 	fx_stop(&fx);
 }
@@ -304,7 +288,7 @@ static void test_udp_server_that_died_is_refused_then_dialed_anew(void **state)
 	char c;
 
 	for (size_t i = 0; i < ARRAY_SIZE(codes); i++) {
-		assert_echo(&fx, fd, "x", 1);
+		fx_assert_echo(&fx, fd, "x", 1);
 		assert_int_equal(fx.lane.opens, i + 1);
 		mock_lane_break(&fx.lane, codes[i]);
 		assert_true(fx_until(&fx, no_flow_left, &fx));
@@ -313,7 +297,7 @@ static void test_udp_server_that_died_is_refused_then_dialed_anew(void **state)
 		assert_int_equal(fx_receive(&fx, fd, &c, 1), -ECONNREFUSED);
 		fx_turn(&fx, 400);
 	}
-	assert_echo(&fx, fd, "z", 1);
+	fx_assert_echo(&fx, fd, "z", 1);
 	close(fd);
 	fx_stop(&fx);
 }
@@ -333,13 +317,13 @@ static void test_udp_refusal_of_one_spares_the_others(void **state)
 	int served = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
 	int refused = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
 
-	assert_echo(&fx, served, "a", 1);
+	fx_assert_echo(&fx, served, "a", 1);
 	fx.lane.mode = MOCK_REFUSE;
 	assert_int_equal(send(refused, "b", 1, 0), 1);
 	assert_true(fx_until(&fx, second_came_and_went, &fx));
-	assert_echo(&fx, served, "c", 1);
+	fx_assert_echo(&fx, served, "c", 1);
 	fx.lane.mode = MOCK_ECHO;
-	assert_echo(&fx, refused, "d", 1);
+	fx_assert_echo(&fx, refused, "d", 1);
 	close(served);
 	close(refused);
 	fx_stop(&fx);
@@ -354,7 +338,7 @@ static void test_udp_refusal_beside_a_flow_that_rests(void **state)
 	int refused = fx_connect(SOCK_DGRAM, "127.0.0.1", port);
 	char c;
 
-	assert_echo(&fx, rests, "a", 1);
+	fx_assert_echo(&fx, rests, "a", 1);
 	fx_turn(&fx, 1100);
 	fx.lane.mode = MOCK_REFUSE;
 	assert_int_equal(send(refused, "b", 1, 0), 1);
@@ -418,7 +402,7 @@ static void test_udp_client_gone_before_the_answer(void **state)
 		assert_int_equal(send(gone, "x", 1, 0), 1);
 	close(gone); /* the replies bring ICMP errors to the host socket */
 	for (int i = 0; i < 20; i++)
-		assert_echo(&fx, stays, "still here", 10);
+		fx_assert_echo(&fx, stays, "still here", 10);
 	close(stays);
 	fx_stop(&fx);
 }
@@ -441,7 +425,7 @@ static void test_udp_wildcard_answers_from_the_address_that_was_asked(void **sta
 
 		if (fd < 0)
 			continue; /* no IPv6 here */
-		assert_echo(&fx, fd, asked[i], strlen(asked[i]));
+		fx_assert_echo(&fx, fd, asked[i], strlen(asked[i]));
 		close(fd);
 	}
 	fx_stop(&fx);

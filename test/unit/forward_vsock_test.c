@@ -197,11 +197,6 @@ static void assert_answered(struct vx *x, int fd)
 	close(fd);
 }
 
-static void first_row(void *arg, const struct forward_row *row)
-{
-	*(struct forward_row *)arg = *row;
-}
-
 /* --- the pool ------------------------------------------------------------------ */
 
 static void test_vsock_is_asked_for_once_the_agent_said_so(void **state)
@@ -235,7 +230,7 @@ static void test_vsock_clients_take_from_the_pool(void **state)
 	assert_int_equal(ntohs(x.vsock.last.port), x.port);
 	assert_int_equal(x.vsock.last.ip[10], 0xff);
 	assert_int_equal(x.vsock.last.ip[12], 127);
-	forward_list(x.fx.forward, first_row, &row);
+	row = fx_row(&x.fx);
 	assert_string_equal(row.lane, "vsock");
 	assert_int_equal(row.connections_total, 4);
 	assert_int_equal(row.bytes_in, 20);
@@ -356,7 +351,7 @@ static void test_vsock_refused_target_resets_the_client(void **state)
 	}
 	assert_true(x.usable); /* that was the target, not the lane */
 	assert_int_equal(x.fx.lane.opens, 0);
-	forward_list(x.fx.forward, first_row, &row);
+	row = fx_row(&x.fx);
 	assert_int_equal(row.refused, 20);
 	assert_int_equal(row.connections_now, 0);
 	/* codes that a lane's user would take for its own are plain refusals */
@@ -512,22 +507,18 @@ static void test_vsock_client_that_goes_resets_the_guest(void **state)
 static void test_lane_of_a_rule_is_waited_for(void **state)
 {
 	struct forward_limits limits = { .lane_wait_ms = 400 };
-	struct config_port_forward rule = { .guest_ip = fx_port(0, "127.0.0.1", 1).ip,
-					    .guest_port = { 1, 65535 },
-					    .host_ip = fx_port(0, "127.0.0.1", 1).ip,
-					    .host_port = { 1, 65535 },
-					    .lane = CONFIG_LANE_VSOCK };
-	struct forward_row row;
+	struct config_port_forward rule = fx_rule(1, 1);
 	struct vx x;
 	int fd, late;
 	char in;
 
+	rule.guest_port[1] = rule.host_port[1] = 65535;
+	rule.lane = CONFIG_LANE_VSOCK;
 	vx_prepare(&x, &rule, 1, &limits);
 	fd = client(&x);
 	assert_int_equal(fx_receive(&x.fx, fd, &in, 1), -ECONNRESET);
 	close(fd);
-	forward_list(x.fx.forward, first_row, &row);
-	assert_int_equal(row.timeouts, 1);
+	assert_int_equal(fx_row(&x.fx).timeouts, 1);
 	late = client(&x);
 	fx_turn(&x.fx, 50);
 	lane_vsock_set_agent(x.lane, RELAY_VSOCK_PORT);
@@ -538,10 +529,7 @@ static void test_lane_of_a_rule_is_waited_for(void **state)
 
 static bool nobody_waits(void *arg)
 {
-	struct forward_row row;
-
-	forward_list(((struct vx *)arg)->fx.forward, first_row, &row);
-	return row.connections_now == 0;
+	return fx_row(&((struct vx *)arg)->fx).connections_now == 0;
 }
 
 static void test_client_that_goes_while_it_waits_is_noticed(void **state)
