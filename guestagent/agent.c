@@ -95,7 +95,7 @@ static void on_lane_opened(void *arg)
 {
 	struct agent *a = arg;
 
-	report_set_relay_port(a->report, lane_port(a->lane));
+	report_set_relay_ports(a->report, lane_ports(a->lane));
 	if (a->server)
 		guest_server_publish(a->server, report_change(a->report, NULL, NULL, NULL));
 }
@@ -177,7 +177,7 @@ static int start_lane(struct agent *a, struct error *err)
 		return 0;
 	rc = lane_new(&a->loop, &opts, &a->lane, err);
 	if (rc == 0)
-		report_set_relay_port(a->report, lane_port(a->lane));
+		report_set_relay_ports(a->report, lane_ports(a->lane));
 	return rc;
 }
 

@@ -23,7 +23,7 @@ struct lane {
 	uv_timer_t retry;
 	unsigned parts;		/* closes still to come */
 	struct lane_options opts;
-	unsigned port;		/* 0: none yet */
+	struct relay_ports ports;	/* none yet: 0 */
 	bool closing, told;
 	void (*closed)(void *arg);
 	void *closed_arg;
@@ -98,6 +98,13 @@ static const char *hint(int rc)
 				     "no lane";
 }
 
+static void listen_at(struct lane *l, int fd)
+{
+	relay_listen(l->relay, fd);
+	l->ports.first = l->opts.port;
+	l->ports.n++;
+}
+
 static void try_open(struct lane *l)
 {
 	struct error err = ERROR_NONE;
@@ -112,9 +119,11 @@ static void try_open(struct lane *l)
 	} else if (rc == -EADDRINUSE) {
 		uv_timer_start(&l->retry, on_retry, RETRY_MS, 0);
 	} else if (rc == 0) {
-		relay_listen(l->relay, fd);
-		l->port = l->opts.port;
-		log_info("lane: vsock port %u", l->port);
+		listen_at(l, fd);
+		while (l->ports.n < RELAY_VSOCK_PORTS && l->ports.first < UINT32_MAX - l->ports.n &&
+		       open_listener(l->ports.first + l->ports.n, &fd, &err) == 0)
+			listen_at(l, fd);
+		log_info("lane: vsock port %u and %u more", l->ports.first, l->ports.n - 1);
 		stop_watching(l);
 	}
 }
@@ -123,10 +132,10 @@ static void try_later(void *arg)
 {
 	struct lane *l = arg;
 
-	if (l->closing || l->port)
+	if (l->closing || l->ports.n)
 		return;
 	try_open(l);
-	if (l->port)
+	if (l->ports.n)
 		l->opts.opened(l->opts.arg);
 }
 
@@ -158,9 +167,9 @@ int lane_new(struct loop *loop, const struct lane_options *opts, struct lane **r
 	return 0;
 }
 
-unsigned lane_port(const struct lane *l)
+struct relay_ports lane_ports(const struct lane *l)
 {
-	return l->port;
+	return l->ports;
 }
 
 static void on_retry_closed(uv_handle_t *h)

@@ -5,26 +5,28 @@
  * there is no lane, which is normal; its module may still be loaded later, so the
  * name of its device is waited for (watch.h). Nothing is polled.
  *
- * The port is one that only root may bind (vsock's first 1023, af_vsock.c), so that
- * no other process of the guest can stand in for an agent that is restarting.
+ * The ports are some that only root may bind (vsock's first 1023, af_vsock.c), so that
+ * no other process of the guest can stand in for an agent that is restarting. Why they
+ * are many: proto/relay.h.
  */
 #pragma once
 
 #include "guestagent/dial.h"
 #include "lib/base/error.h"
 #include "lib/base/loop.h"
+#include "proto/relay.h"
 
 struct lane;
 
 struct lane_options {
-	unsigned port;
-	void (*opened)(void *arg);	/* the listener came up later; lane_port() is not 0 now */
+	unsigned port;			/* the first of RELAY_VSOCK_PORTS */
+	void (*opened)(void *arg);	/* the listeners came up later; lane_ports() has them now */
 	void (*dial_more)(void *arg, struct dial *d);	/* as relay_options has it */
 	void *arg;
 };
 
 int lane_new(struct loop *loop, const struct lane_options *opts, struct lane **ret,
 	     struct error *err);
-/* Where the host may connect to; 0: nowhere. */
-unsigned lane_port(const struct lane *l);
+/* Where the host may connect to: fewer where another has taken one of them. */
+struct relay_ports lane_ports(const struct lane *l);
 void lane_close(struct lane *l, void (*closed)(void *arg), void *arg);

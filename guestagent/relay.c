@@ -48,7 +48,9 @@ struct order {
 
 struct relay {
 	pthread_t thread;
-	int epoll_fd, control[2], listen_fd;
+	int epoll_fd, control[2];
+	int listeners[RELAY_VSOCK_PORTS];
+	unsigned n_listeners;
 	struct relay_options opts;	/* with the defaults in place */
 	struct relay_buffer *buffer;	/* NULL: not since memory was given back */
 	int spare_fd;			/* made ahead; -1: none */
@@ -59,7 +61,7 @@ struct relay {
 	struct relay_queue busy;	/* more to do without an event */
 	struct relay_queue dead;
 	uint64_t now_ms;		/* of this turn */
-	uint64_t accept_again_ms;	/* 0: the listener is watched */
+	uint64_t accept_again_ms;	/* 0: the listeners are watched */
 	uint64_t place_ms;		/* when to ask for the thread's CPU again */
 	cpu_set_t cpus;			/* those it was started with */
 	int cpu;			/* of them the one it is bound to; -1: any */
@@ -243,16 +245,22 @@ static void add(struct relay *r, int fd)
 	relay_wait_for(steal_ptr(&c), RELAY_WAIT_HELLO);
 }
 
-static void watch_listener(struct relay *r, bool on)
+static int watch_listener(struct relay *r, int op, unsigned i, bool on)
 {
-	struct epoll_event ev = { .events = on ? EPOLLIN : 0, .data.ptr = &r->listen_fd };
+	struct epoll_event ev = { .events = on ? EPOLLIN : 0, .data.ptr = &r->listeners[i] };
 
-	(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_MOD, r->listen_fd, &ev);
+	return epoll_ctl(r->epoll_fd, op, r->listeners[i], &ev) < 0 ? -errno : 0;
+}
+
+static void watch_listeners(struct relay *r, bool on)
+{
+	for (unsigned i = 0; i < r->n_listeners; i++)
+		(void)watch_listener(r, EPOLL_CTL_MOD, i, on);
 	r->accept_again_ms = on ? 0 : r->now_ms + ACCEPT_PAUSE_MS;
 }
 
 /* False: no more now. */
-static bool accept_one(struct relay *r)
+static bool accept_one(struct relay *r, int listen_fd)
 {
 	union {
 		struct sockaddr sa;
@@ -260,13 +268,13 @@ static bool accept_one(struct relay *r)
 		struct sockaddr_storage any;
 	} peer;
 	socklen_t len = sizeof(peer);
-	int fd = accept4(r->listen_fd, &peer.sa, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	int fd = accept4(listen_fd, &peer.sa, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 	if (fd < 0) {
 		if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)
 			return errno != EAGAIN;
 		log_warn_limited("relay: accept: %s, trying again", error_text(-errno));
-		watch_listener(r, false);
+		watch_listeners(r, false);
 		return false;
 	}
 	if (peer.sa.sa_family == AF_VSOCK && peer.vm.svm_cid != VMADDR_CID_HOST) {
@@ -279,21 +287,22 @@ static bool accept_one(struct relay *r)
 }
 
 /* They come in batches, and a client may be waiting behind each. */
-static void accept_some(struct relay *r)
+static void accept_some(struct relay *r, int listen_fd)
 {
-	for (unsigned i = 0; i < ACCEPT_MAX && accept_one(r); i++)
+	for (unsigned i = 0; i < ACCEPT_MAX && accept_one(r, listen_fd); i++)
 		;
 }
 
-static void set_listener(struct relay *r, int fd)
+static void add_listener(struct relay *r, int fd)
 {
-	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = &r->listen_fd };
+	int rc;
 
-	assert(r->listen_fd < 0);
-	r->listen_fd = fd;
+	assert(r->n_listeners < ARRAY_SIZE(r->listeners));
+	r->listeners[r->n_listeners] = fd;
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-	if (epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, fd, &ev) < 0)
-		log_warn("relay: watch the listener: %s, ignoring it", error_text(-errno));
+	rc = watch_listener(r, EPOLL_CTL_ADD, r->n_listeners++, !r->accept_again_ms);
+	if (rc < 0)
+		log_warn("relay: watch a listener: %s, ignoring it", error_text(rc));
 }
 
 static void obey(struct relay *r)
@@ -305,7 +314,7 @@ static void obey(struct relay *r)
 		r->stopping = true;
 	for (ssize_t i = 0; i < n / (ssize_t)sizeof(orders[0]); i++) {
 		if (orders[i].is_listener)
-			set_listener(r, orders[i].fd);
+			add_listener(r, orders[i].fd);
 		else
 			add(r, orders[i].fd);
 	}
@@ -340,11 +349,18 @@ static void run(struct relay_conn *c)
 		set_busy(c, more);
 }
 
+static bool is_listener(const struct relay *r, const struct epoll_event *ev)
+{
+	const int *fd = ev->data.ptr;
+
+	return fd >= r->listeners && fd < r->listeners + ARRAY_SIZE(r->listeners);
+}
+
 /* Nobody waits for what there is to do when a client is gone, nor for accept(): the
  * kernel has let the host in already. */
 static bool can_wait(const struct relay *r, const struct epoll_event *ev)
 {
-	if (ev->data.ptr == r->control || ev->data.ptr == &r->listen_fd)
+	if (ev->data.ptr == r->control || is_listener(r, ev))
 		return true;
 	return ev->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) && (ev->data.u64 & 1) == RELAY_HOST;
 }
@@ -355,8 +371,8 @@ static void on_event(struct relay *r, const struct epoll_event *ev)
 
 	if (ev->data.ptr == r->control) {
 		obey(r);
-	} else if (ev->data.ptr == &r->listen_fd) {
-		accept_some(r);
+	} else if (is_listener(r, ev)) {
+		accept_some(r, *(int *)ev->data.ptr);
 	} else {
 		relay_conn_event(c, (enum relay_side)(ev->data.u64 & 1), ev->events);
 		if (!c->queued)		/* else its turn comes */
@@ -379,7 +395,7 @@ static void run_busy(struct relay *r)
 static void run_timeouts(struct relay *r)
 {
 	if (r->accept_again_ms && r->accept_again_ms <= r->now_ms)
-		watch_listener(r, true);
+		watch_listeners(r, true);
 	for (unsigned i = RELAY_WAIT_CONNECT; i < RELAY_WAITS; i++) {
 		struct relay_conn *c;
 
@@ -553,7 +569,7 @@ int relay_open(const struct relay_options *opts, struct relay **ret, struct erro
 {
 	struct relay *r = xnew(struct relay);
 
-	r->epoll_fd = r->listen_fd = r->control[0] = r->control[1] = r->spare_fd = r->cpu = -1;
+	r->epoll_fd = r->control[0] = r->control[1] = r->spare_fd = r->cpu = -1;
 	r->opts = *opts;
 	r->opts.connections_max = connections_allowed(opts->connections_max);
 	r->now_ms = coarse_ms();
@@ -587,7 +603,7 @@ int relay_new(const struct relay_options *opts, struct relay **ret, struct error
 
 void relay_release(struct relay *r)
 {
-	int fds[] = { r->epoll_fd, r->listen_fd, r->control[0], r->control[1], r->spare_fd };
+	int fds[] = { r->epoll_fd, r->control[0], r->control[1], r->spare_fd };
 	struct relay_conn *c;
 
 	while ((c = LIST_FIRST(&r->all)))
@@ -597,6 +613,8 @@ void relay_release(struct relay *r)
 		if (fds[i] >= 0)
 			close(fds[i]);
 	}
+	for (unsigned i = 0; i < r->n_listeners; i++)
+		close(r->listeners[i]);
 	free(r->buffer);
 	free(r);
 }

@@ -30,13 +30,14 @@
 
 #include "guestagent/dial.h"
 #include "lib/base/error.h"
+#include "proto/relay.h"
 
 struct relay;
 
 enum {
 	RELAY_CONNECTIONS_MAX = 16384,
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
-	RELAY_CONNECT_MS = 10 * 1000,
+	RELAY_CONNECT_MS = 20 * 1000,	/* a busy server: SYN goes again after 1, 3, 7, 15 s */
 	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */
 };
 
@@ -64,7 +65,7 @@ struct relay_stats {
 /* Starts the thread. */
 int relay_new(const struct relay_options *opts, struct relay **ret, struct error *err);
 /* A listening socket, taken. Of AF_VSOCK peers only the host is let in: no other
- * process of this guest gets a way from us to any address. Once at most. */
+ * process of this guest gets a way from us to any address. RELAY_VSOCK_PORTS at most. */
 void relay_listen(struct relay *r, int listen_fd);
 /* A connected stream socket in the host's place, taken. */
 void relay_add(struct relay *r, int fd);

@@ -24,8 +24,8 @@ struct event_msg {
 
 struct report {
 	uint64_t revision;
-	uint32_t relay_port;
-	bool relay_port_is_new;		/* no event told of it */
+	struct relay_ports relay;
+	bool relay_is_new;		/* no event told of it */
 	struct utsname uts;
 	char boot_id[64];
 	Info info;
@@ -92,10 +92,10 @@ void report_free(struct report *r)
 	free(r);
 }
 
-void report_set_relay_port(struct report *r, unsigned vsock_port)
+void report_set_relay_ports(struct report *r, struct relay_ports ports)
 {
-	r->relay_port_is_new = r->relay_port != vsock_port;
-	r->relay_port = vsock_port;
+	r->relay_is_new = r->relay.first != ports.first || r->relay.n != ports.n;
+	r->relay = ports;
 }
 
 const Info *report_info(struct report *r, const struct port_set *ports, const BootProgress *boot)
@@ -112,7 +112,8 @@ const Info *report_info(struct report *r, const struct port_set *ports, const Bo
 	i->boot_id = r->boot_id;
 	i->kernel = r->uts.release;
 	i->boot = (BootProgress *)(uintptr_t)boot;
-	i->relay_vsock_port = r->relay_port;
+	i->relay_vsock_port = r->relay.first;
+	i->relay_vsock_ports = r->relay.n;
 	return i;
 }
 
@@ -137,12 +138,18 @@ static void event_build(struct event_msg *m, const struct port_set *added,
 	m->event.revision = revision;
 }
 
+static void set_relay_ports(const struct report *r, Event *e)
+{
+	e->relay_vsock_port = r->relay.first;
+	e->relay_vsock_ports = r->relay.n;
+}
+
 const Event *report_snapshot(struct report *r, const struct port_set *ports,
 			     const BootProgress *boot)
 {
 	event_build(&r->snapshot, ports, NULL, boot, r->revision);
 	r->snapshot.event.snapshot = true;
-	r->snapshot.event.relay_vsock_port = r->relay_port;
+	set_relay_ports(r, &r->snapshot.event);
 	return &r->snapshot.event;
 }
 
@@ -150,8 +157,8 @@ const Event *report_change(struct report *r, const struct port_set *added,
 			   const struct port_set *removed, const BootProgress *boot)
 {
 	event_build(&r->change, added, removed, boot, ++r->revision);
-	if (r->relay_port_is_new)
-		r->change.event.relay_vsock_port = r->relay_port;
-	r->relay_port_is_new = false;
+	if (r->relay_is_new)
+		set_relay_ports(r, &r->change.event);
+	r->relay_is_new = false;
 	return &r->change.event;
 }

@@ -8,6 +8,7 @@
 
 #include "guestagent/ports_list.h"
 #include "proto/guestservice.pb-c.h"
+#include "proto/relay.h"
 
 struct report;
 
@@ -15,7 +16,7 @@ struct report *report_new(void);
 void report_free(struct report *r);
 
 /* For all messages from now on, the next change among them. */
-void report_set_relay_port(struct report *r, unsigned vsock_port);
+void report_set_relay_ports(struct report *r, struct relay_ports ports);
 
 const Info *report_info(struct report *r, const struct port_set *ports, const BootProgress *boot);
 const Event *report_snapshot(struct report *r, const struct port_set *ports,

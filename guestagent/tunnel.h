@@ -26,7 +26,7 @@ struct tunnels;
 
 enum {
 	TUNNEL_MAX = RPC_TUNNELS_MAX,
-	TUNNEL_CONNECT_MS = 10 * 1000,
+	TUNNEL_CONNECT_MS = 20 * 1000,
 };
 
 struct tunnels *tunnels_new(struct loop *loop);

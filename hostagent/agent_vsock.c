@@ -37,7 +37,7 @@ struct agent_vsock {		/* refs: handles, device, lane, ssh, a change under way */
 	bool up, lane_usable;
 	bool lane_told;			/* what the newest event said */
 	uv_timer_t tell_lane;		/* runs from one event to when the next may be */
-	uint32_t agent_port;		/* of its relay; 0: none */
+	struct relay_ports relay;	/* of the guest's agent; first 0: none */
 	struct error down_why;
 
 	/* plugging */
@@ -210,7 +210,7 @@ static void ssh_to_vsock(struct agent_vsock *v)
  * was reached. That sshd does not answer yet is no reason to leave. */
 static bool has_way_to_sshd(const struct agent_vsock *v)
 {
-	return v->up && (v->agent_port || ssh_vsock_was_reached(v->ssh));
+	return v->up && (v->relay.first || ssh_vsock_was_reached(v->ssh));
 }
 
 static void judge_ssh(struct agent_vsock *v)
@@ -488,7 +488,7 @@ static void tell_lane(struct agent_vsock *v)
 		return;
 	v->lane_told = v->lane_usable;
 	events_vsock(v->a->events, v->lane_told ? "lane-up" : "lane-down", "",
-		     v->lane_told ? v->agent_port : 0,
+		     v->lane_told ? v->relay.first : 0,
 		     v->lane_told ? "" : "forwards go through gRPC");
 	uv_timer_start(&v->tell_lane, on_tell_lane, TELL_LANE_MS, 0);
 }
@@ -552,8 +552,8 @@ void agent_vsock_link_is_ready(struct agent *a)
 	if (!v)
 		return;
 	/* each time: what it did not accept before is tried again */
-	v->agent_port = guest_link_info(a->link)->relay_port;
-	lane_vsock_set_agent(v->lane, v->agent_port);
+	v->relay = guest_link_info(a->link)->relay;
+	lane_vsock_set_agent(v->lane, v->relay);
 	if (uv_is_active((uv_handle_t *)&v->patience) && !has_way_to_sshd(v))
 		have_patience(v, v->a->waits.ssh_agent_ms);
 	judge_ssh(v);
@@ -568,8 +568,12 @@ void agent_vsock_link_is_ready(struct agent *a)
 void agent_vsock_link_changed(struct agent *a)
 {
 	struct agent_vsock *v = a->vsock;
+	struct relay_ports relay;
 
-	if (v && guest_link_info(a->link)->relay_port != v->agent_port)
+	if (!v)
+		return;
+	relay = guest_link_info(a->link)->relay;
+	if (relay.first != v->relay.first || relay.n != v->relay.n)
 		agent_vsock_link_is_ready(a);
 }
 
@@ -582,8 +586,8 @@ void agent_vsock_driver_event(struct agent *a, enum driver_event event)
 	vsock_guest_was_reset(v->device);
 	if (!v->changing && !v->impossible && driver_runs(v))
 		uv_timer_start(&v->replug, on_replug_timer, REPLUG_BOOT_MS, 0);
-	v->agent_port = 0;
-	lane_vsock_set_agent(v->lane, 0);
+	v->relay = (struct relay_ports){ 0 };
+	lane_vsock_set_agent(v->lane, v->relay);
 }
 
 json_t *agent_vsock_info(const struct agent *a)

@@ -199,7 +199,7 @@ static void on_ready(void *arg, const Info *info)
 	l->info.has_ports = !(guest_client_features(s->client) & GUEST_FEATURE_SNAPSHOT);
 	l->info.way = way_names[s->way->kind];
 	l->info.tells_boot = guest_client_features(s->client) & GUEST_FEATURE_BOOT_PROGRESS;
-	l->info.relay_port = info->relay_vsock_port;
+	l->info.relay = (struct relay_ports){ info->relay_vsock_port, info->relay_vsock_ports };
 	COPY_TEXT(l->info.agent_version, info->agent_version);
 	COPY_TEXT(l->info.kernel, info->kernel);
 	COPY_TEXT(l->info.boot_id, info->boot_id);
@@ -267,7 +267,7 @@ static void on_event(void *arg, const Event *e)
 	if (e->boot)
 		set_progress(&l->info, e->boot);
 	if (e->relay_vsock_port)
-		l->info.relay_port = e->relay_vsock_port;
+		l->info.relay = (struct relay_ports){ e->relay_vsock_port, e->relay_vsock_ports };
 	if (e->boot || e->relay_vsock_port || had_ports != l->info.has_ports)
 		l->o.progress(l->o.arg);
 }

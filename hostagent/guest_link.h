@@ -20,6 +20,7 @@
 #include "lib/base/error.h"
 #include "lib/base/loop.h"
 #include "proto/guest_client.h"
+#include "proto/relay.h"
 
 struct guest_link;
 
@@ -47,7 +48,7 @@ struct guest_link_info {	/* of the latest connection; "" before the first */
 	const char *way;	/* "serial", "ssh"; "" when not up */
 	bool has_ports;		/* a full list of ports came on this connection, or the
 				 * agent does not send such */
-	uint32_t relay_port;	/* of the guest's vsock (proto/relay.h); 0: none */
+	struct relay_ports relay;	/* of the guest's vsock; first 0: none */
 	bool tells_boot;	/* the agent sends BootProgress */
 	bool ssh_ready, boot_done;
 	char instance_id[128];

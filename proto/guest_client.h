@@ -28,8 +28,8 @@ enum { GUEST_LINK_SECRET_SIZE = 16 };
 
 struct guest_client_callbacks {
 	/* The link is up and GetInfo answered. @info: borrowed, for the call.
-	 * info->relay_vsock_port, when not 0, is where the agent's relay listens
-	 * (relay.h): take it here ... */
+	 * info->relay_vsock_port, when not 0, is the first of relay_vsock_ports where
+	 * the agent's relay listens (relay.h): take it here ... */
 	void (*ready)(void *arg, const Info *info);
 	/* Port and boot events, one by one, validated: protocol is "tcp" or
 	 * "udp", ip parses, port 1..65535; entries that fail this were dropped

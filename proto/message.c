@@ -9,6 +9,7 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/utf8.h"
+#include "proto/relay.h"
 
 grpc_byte_buffer *message_pack(const ProtobufCMessage *msg)
 {
@@ -159,11 +160,14 @@ static void clean_texts(size_t *n, char **texts, size_t max_n)
 		message_clean_text(texts[i], MESSAGE_TEXT_MAX);
 }
 
-/* 0 and VMADDR_PORT_ANY are no ports (vsock(7)). */
-static void clean_vsock_port(uint32_t *port)
+/* 0 and VMADDR_PORT_ANY are no ports (vsock(7)). An agent that does not say how many has
+ * one. */
+static void clean_vsock_ports(uint32_t *first, uint32_t *n)
 {
-	if (*port == UINT32_MAX)
-		*port = 0;
+	if (*first == UINT32_MAX)
+		*first = 0;
+	if (*n == 0 || *n > RELAY_VSOCK_PORTS_MAX || *n > UINT32_MAX - *first)
+		*n = 1;
 }
 
 static void clean_boot(BootProgress *boot)
@@ -181,7 +185,7 @@ void message_clean_event(Event *event)
 	clean_ports(&event->n_removed_local_ports, event->removed_local_ports);
 	clean_texts(&event->n_errors, event->errors, MESSAGE_ERRORS_MAX);
 	clean_boot(event->boot);
-	clean_vsock_port(&event->relay_vsock_port);
+	clean_vsock_ports(&event->relay_vsock_port, &event->relay_vsock_ports);
 }
 
 void message_clean_info(Info *info)
@@ -192,5 +196,5 @@ void message_clean_info(Info *info)
 	message_clean_text(info->boot_id, MESSAGE_ID_MAX);
 	message_clean_text(info->kernel, MESSAGE_ID_MAX);
 	clean_boot(info->boot);
-	clean_vsock_port(&info->relay_vsock_port);
+	clean_vsock_ports(&info->relay_vsock_port, &info->relay_vsock_ports);
 }

@@ -30,6 +30,12 @@ enum {
 	/* Where the agent listens, any CID; told by Info and Event. Below 1024: only
 	 * root binds it in the guest (net/vmw_vsock/af_vsock.c, LAST_RESERVED_PORT). */
 	RELAY_VSOCK_PORT = 722,
+	/* … and on so many from there on. The guest's kernel looks for a packet's connection
+	 * in one of 251 lists, by the peer's CID and the port here (af_vsock.c,
+	 * VSOCK_CONN_HASH): on one port all are in one list, and each packet of the host's
+	 * walks past thousands of them. */
+	RELAY_VSOCK_PORTS = 64,
+	RELAY_VSOCK_PORTS_MAX = 251,	/* more gain nothing */
 	RELAY_MAGIC = 0x4c52,		/* "LR" */
 	RELAY_TCP = 6,			/* IPPROTO_TCP */
 	RELAY_FRAME_HEAD = 4,		/* bytes of a length */
@@ -37,6 +43,11 @@ enum {
 };
 
 #define RELAY_FRAME_DONE 0xffffffffu
+
+struct relay_ports {		/* of the guest's vsock, in a row */
+	uint32_t first;		/* 0: the agent does not listen */
+	uint32_t n;		/* 1..RELAY_VSOCK_PORTS_MAX */
+};
 
 struct relay_hello {		/* host to guest */
 	uint16_t magic;

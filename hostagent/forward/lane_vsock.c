@@ -56,7 +56,8 @@ struct lane_vsock { /* refs: two timers */
 	uv_timer_t backoff, shrink;
 	unsigned backoff_ms;
 	uint64_t refused_since_ms; /* 0: it accepts */
-	uint32_t port;             /* 0: no agent that listens */
+	struct relay_ports ports;  /* first 0: no agent that listens */
+	uint32_t port_at;          /* which of them is next */
 	bool device_up, usable, closing;
 	unsigned refs;
 	void (*closed)(void *arg);
@@ -336,7 +337,7 @@ static void on_idle(void *arg)
 		vsock_conn_reset(k->v);
 		link_free(k);
 	}
-	if (l->device_up && l->port)	/* its agent lives */
+	if (l->device_up && l->ports.first)	/* its agent lives */
 		set_usable(l, true);
 	note_success(l);
 }
@@ -355,7 +356,7 @@ static int link_open(struct lane_vsock *l, struct error *err)
 
 	k->l = l;
 	cb.arg = k;
-	if (vsock_connect(l->o.vsock, l->port, &cb, &k->v, err) < 0) {
+	if (vsock_connect(l->o.vsock, l->ports.first + l->port_at, &cb, &k->v, err) < 0) {
 		free(k);
 		return err->code;
 	}
@@ -364,8 +365,8 @@ static int link_open(struct lane_vsock *l, struct error *err)
 	return 0;
 }
 
-/* In batches: the guest's agent wakes once for all that came by then. One at a time
- * while it is not known to accept. */
+/* In batches, each to one port: the guest's agent wakes once for all that came by then.
+ * One at a time while it is not known to accept. */
 static void refill(struct lane_vsock *l)
 {
 	unsigned most = l->usable ? POOL_OPENING_MAX : 1;
@@ -375,11 +376,12 @@ static void refill(struct lane_vsock *l)
 	unsigned pool = l->usable ? l->n_pool : 0;
 	struct error err = { 0 };
 
-	if (!l->device_up || !l->port || l->closing || uv_is_active((uv_handle_t *)&l->backoff))
+	if (!l->device_up || !l->ports.first || l->closing || uv_is_active((uv_handle_t *)&l->backoff))
 		return;
 	if (l->n_waiting <= l->n_opening && pool + l->n_opening + resting > wanted / 2)
 		return;
 	trim_resting(l);	/* they count among the device's, which has a limit */
+	l->port_at = (l->port_at + 1) % l->ports.n;
 	while (pool + l->n_opening < wanted && l->n_opening < most)
 		if (link_open(l, &err) < 0) {
 			log_warn_limited("forward: vsock connection: %s", err.msg);
@@ -524,12 +526,13 @@ void lane_vsock_set_device(struct lane *lane, bool up)
 		give_up(l, "the device is down");
 }
 
-void lane_vsock_set_agent(struct lane *lane, uint32_t port)
+void lane_vsock_set_agent(struct lane *lane, struct relay_ports ports)
 {
 	struct lane_vsock *l = of(lane);
 
-	l->port = port;
-	if (port)
+	assert(!ports.first || (ports.n && ports.n <= RELAY_VSOCK_PORTS_MAX));
+	l->ports = ports;
+	if (ports.first)
 		try_now(l);
 	else
 		give_up(l, "the guest's agent does not listen");

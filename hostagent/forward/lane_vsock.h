@@ -16,6 +16,7 @@
 
 #include "hostagent/forward/lane.h"
 #include "lib/base/loop.h"
+#include "proto/relay.h"
 
 struct vsock;
 
@@ -40,9 +41,9 @@ struct lane *lane_vsock_new(const struct lane_vsock_options *opts);
 
 /* To be called by vsock's `up` and `down`. */
 void lane_vsock_set_device(struct lane *lane, bool up);
-/* The guest's agent is there and listens on @port (Info); 0: it does not, being an
+/* The guest's agent is there and listens on @ports (Info); first 0: it does not, being an
  * older one. Each time it says so: what failed before is tried again at once. */
-void lane_vsock_set_agent(struct lane *lane, uint32_t port);
+void lane_vsock_set_agent(struct lane *lane, struct relay_ports ports);
 
 struct lane_vsock_counts lane_vsock_count(const struct lane *lane);
 

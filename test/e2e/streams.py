@@ -175,16 +175,22 @@ class Clients:
 
     def __init__(self, listener):
         self.listener, self.fd = listener, listener.fileno()
+        listener.setblocking(False)
         self.poll = select.epoll()
         self.poll.register(listener, select.EPOLLIN)
         self.known = {}     # by descriptor: (socket, whether it has said what it wants)
         self.together = []
 
     def accept(self):
-        c, _ = self.listener.accept()
-        c.setblocking(False)
-        self.known[c.fileno()] = (c, False)
-        self.poll.register(c, select.EPOLLIN)
+        """All that are there: of a crowd the backlog holds only some."""
+        try:
+            while True:
+                c, _ = self.listener.accept()
+                c.setblocking(False)
+                self.known[c.fileno()] = (c, False)
+                self.poll.register(c, select.EPOLLIN)
+        except BlockingIOError:
+            pass
 
     def hear(self, fd):
         c, named = self.known[fd]

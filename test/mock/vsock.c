@@ -176,6 +176,7 @@ void mock_vsock_break(struct vsock *v, bool idle_only, int code)
 /* --- the device ---------------------------------------------------------------- */
 
 struct vsock *mock_vsock_next;
+const struct relay_ports mock_vsock_ports = { RELAY_VSOCK_PORT, RELAY_VSOCK_PORTS };
 
 int vsock_new(const struct vsock_options *opts, int listen_fd, struct vsock **ret,
 	      struct error *err)
@@ -238,7 +239,10 @@ int vsock_connect(struct vsock *v, uint32_t port, const struct vsock_conn_callba
 {
 	struct vsock_conn *c;
 
-	assert(port == RELAY_VSOCK_PORT || (port && port == v->plain_port));
+	if (port != v->plain_port || !port) {
+		assert(port - mock_vsock_ports.first < mock_vsock_ports.n);
+		v->asked[port - mock_vsock_ports.first] = true;
+	}
 	if (!v->up)
 		return error_set(err, -ENOTCONN, "mock vsock: down");
 	c = xnew(struct vsock_conn);

@@ -35,8 +35,12 @@ struct vsock {
 	unsigned connects, relays, resets, now, open; /* calls seen; alive; of these opened */
 	unsigned connects_in_turn, most_in_turn;
 	struct relay_hello last;
+	bool asked[RELAY_VSOCK_PORTS]; /* each of its ports, whether it was connected to */
 	struct vsock_conn *conns;
 };
+
+/* Where its agent listens. */
+extern const struct relay_ports mock_vsock_ports;
 
 void mock_vsock_init(struct vsock *v, struct loop *loop);
 /* What vsock_new() gives out; one at a time. NULL: it fails. */

@@ -199,11 +199,13 @@ static void stop(void)
 	assert_int_equal(mkdir(dir, 0700), 0);
 }
 
-static void agent_comes(uint32_t relay_port)
+static const struct relay_ports none;
+
+static void agent_comes(struct relay_ports relay)
 {
 	fx.a.link = (struct guest_link *)&fx;
 	link_info.up = true;
-	link_info.relay_port = relay_port;
+	link_info.relay = relay;
 	agent_vsock_link_is_ready(&fx.a);
 }
 
@@ -246,7 +248,7 @@ static void test_agent_vsock_lane_needs_device_and_agent(void **state)
 	assert_true(info_says("up"));
 	turn(30);
 	assert_false(info_says("lane"));	/* nobody to relay yet */
-	agent_comes(RELAY_VSOCK_PORT);
+	agent_comes(mock_vsock_ports);
 	WAIT_FOR(info_says("lane"));
 	/* the guest resets: the agent that was there is not believed any more */
 	agent_vsock_driver_event(&fx.a, DRIVER_RESET);
@@ -254,11 +256,11 @@ static void test_agent_vsock_lane_needs_device_and_agent(void **state)
 	assert_false(info_says("lane"));
 	mock_vsock_set_up(&fx.vsock, false);
 	mock_vsock_set_up(&fx.vsock, true);
-	agent_comes(RELAY_VSOCK_PORT);
+	agent_comes(mock_vsock_ports);
 	WAIT_FOR(info_says("lane"));
 	assert_true(was_told("\"vsock\":{\"type\":\"lane-up\",\"vsockPort\":"));
 	assert_false(was_told("lane-down"));	/* it was for a moment: not worth an event */
-	link_info.relay_port = 0;	/* an agent without a relay came */
+	link_info.relay.first = 0;	/* an agent without a relay came */
 	agent_vsock_link_changed(&fx.a);
 	assert_false(info_says("lane"));
 	assert_asked("");
@@ -366,7 +368,7 @@ static void test_agent_vsock_held_out(void **state)
 
 	start(true, false, &waits);
 	mock_vsock_set_up(&fx.vsock, true);
-	agent_comes(RELAY_VSOCK_PORT);
+	agent_comes(mock_vsock_ports);
 	WAIT_FOR(info_says("lane"));
 	n_told = 0;
 	agent_vsock_take_out(&fx.a, on_told, NULL);
@@ -422,7 +424,7 @@ static void test_agent_vsock_ssh_port_is_ours(void **state)
 	assert_true(info_says("ssh"));
 	assert_true(port_is_open());	/* from the start: who comes early waits */
 	mock_vsock_set_up(&fx.vsock, true);
-	agent_comes(RELAY_VSOCK_PORT);
+	agent_comes(mock_vsock_ports);
 	turn(30);
 	assert_true(info_says("ssh"));
 	assert_asked("");
@@ -443,7 +445,7 @@ static void test_agent_vsock_ssh_goes_to_the_network_and_back(void **state)
 	assert_false(port_is_open());	/* QEMU's by now, were it one */
 	/* the guest's driver comes late, with an agent that relays */
 	mock_vsock_set_up(&fx.vsock, true);
-	agent_comes(RELAY_VSOCK_PORT);
+	agent_comes(mock_vsock_ports);
 	WAIT_FOR(asked("unforward forward unforward"));
 	WAIT_FOR(info_says("ssh"));
 	assert_true(port_is_open());
@@ -460,7 +462,7 @@ static void test_agent_vsock_ssh_patience_shortens_with_the_agent(void **state)
 	start(true, false, &waits);
 	turn(100);
 	assert_asked("");
-	agent_comes(0);
+	agent_comes(none);
 	WAIT_FOR(asked("unforward forward"));
 	stop();
 }
@@ -487,7 +489,7 @@ static void test_agent_vsock_ssh_without_a_device(void **state)
 	start(true, false, &waits);
 	has_device = true;
 	assert_false(info_says("ssh"));
-	agent_comes(0);
+	agent_comes(none);
 	turn(50);
 	assert_asked("");
 	assert_true(was_told("\"type\":\"skipped\""));
@@ -503,7 +505,7 @@ static void test_agent_vsock_ends_with_the_last_answer(void **state)
 	WAIT_FOR(was_told("ssh goes over its network"));
 	hold = true;
 	mock_vsock_set_up(&fx.vsock, true);
-	agent_comes(RELAY_VSOCK_PORT);
+	agent_comes(mock_vsock_ports);
 	WAIT_FOR(held);
 	hold = false;
 	steps_stop(fx.a.steps, NULL);

@@ -150,7 +150,7 @@ static void vx_prepare(struct vx *x, const struct config_port_forward *rules, si
 static void vx_start(struct vx *x)
 {
 	vx_prepare(x, NULL, 0, NULL);
-	lane_vsock_set_agent(x->lane, RELAY_VSOCK_PORT);
+	lane_vsock_set_agent(x->lane, mock_vsock_ports);
 	assert_true(fx_until(&x->fx, is_usable, x));
 	assert_true(fx_until(&x->fx, pool_is_full, x));
 }
@@ -208,7 +208,7 @@ static void test_vsock_is_asked_for_once_the_agent_said_so(void **state)
 	assert_int_equal(x.vsock.connects, 0);
 	assert_answered(&x, client(&x)); /* by gRPC */
 	assert_int_equal(x.fx.lane.opens, 1);
-	lane_vsock_set_agent(x.lane, RELAY_VSOCK_PORT);
+	lane_vsock_set_agent(x.lane, mock_vsock_ports);
 	assert_true(fx_until(&x.fx, is_usable, &x));
 	assert_true(fx_until(&x.fx, pool_is_full, &x));
 	fx_turn(&x.fx, 5);
@@ -242,6 +242,26 @@ static void test_vsock_clients_take_from_the_pool(void **state)
 static bool batch_came(void *arg)
 {
 	return ((struct vx *)arg)->vsock.connects == 12;
+}
+
+/* One list of the guest's kernel holds all connections to one port. */
+static void test_vsock_connections_spread_over_the_ports(void **state)
+{
+	unsigned ports = 0;
+	struct vx x;
+	int fds[100];
+
+	vx_start(&x);
+	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
+		fds[i] = client(&x);
+		expect_answer(&x, fds[i]);
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(x.vsock.asked); i++)
+		ports += x.vsock.asked[i];
+	assert_in_range(ports, 10, 64);
+	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
+	vx_stop(&x);
 }
 
 static void test_vsock_pool_is_filled_in_batches(void **state)
@@ -417,7 +437,7 @@ static void test_vsock_agent_restart_leaves_clients_to_the_other_lane(void **sta
 	assert_answered(&x, fd);
 	assert_int_equal(x.fx.lane.opens, 1);
 	x.vsock.mode = MOCK_VSOCK_ECHO;
-	lane_vsock_set_agent(x.lane, RELAY_VSOCK_PORT); /* it is back */
+	lane_vsock_set_agent(x.lane, mock_vsock_ports); /* it is back */
 	assert_true(fx_until(&x.fx, is_usable, &x));
 	assert_answered(&x, client(&x));
 	assert_int_equal(x.fx.lane.opens, 1);
@@ -430,7 +450,7 @@ static void test_vsock_refusals_do_not_spin(void **state)
 
 	vx_prepare(&x, NULL, 0, NULL);
 	x.vsock.mode = MOCK_VSOCK_REFUSE;
-	lane_vsock_set_agent(x.lane, RELAY_VSOCK_PORT);
+	lane_vsock_set_agent(x.lane, mock_vsock_ports);
 	fx_turn(&x.fx, 1500);
 	assert_false(x.usable);
 	assert_in_range(x.vsock.connects, 3, 9); /* 20, 40, 80 … ms apart */
@@ -446,7 +466,7 @@ static void test_vsock_early_ends_do_not_spin(void **state)
 
 	vx_prepare(&x, NULL, 0, NULL);
 	x.vsock.mode = MOCK_VSOCK_CLOSE;
-	lane_vsock_set_agent(x.lane, RELAY_VSOCK_PORT);
+	lane_vsock_set_agent(x.lane, mock_vsock_ports);
 	fx_turn(&x.fx, 1500);
 	assert_in_range(x.vsock.connects, 3, 100);
 	assert_answered(&x, client(&x)); /* by gRPC */
@@ -521,7 +541,7 @@ static void test_lane_of_a_rule_is_waited_for(void **state)
 	assert_int_equal(fx_row(&x.fx).timeouts, 1);
 	late = client(&x);
 	fx_turn(&x.fx, 50);
-	lane_vsock_set_agent(x.lane, RELAY_VSOCK_PORT);
+	lane_vsock_set_agent(x.lane, mock_vsock_ports);
 	assert_answered(&x, late);
 	assert_int_equal(x.fx.lane.opens, 0);
 	vx_stop(&x);
@@ -562,6 +582,7 @@ int main(void)
 		cmocka_unit_test(test_address_texts_back_and_forth),
 		cmocka_unit_test(test_vsock_is_asked_for_once_the_agent_said_so),
 		cmocka_unit_test(test_vsock_clients_take_from_the_pool),
+		cmocka_unit_test(test_vsock_connections_spread_over_the_ports),
 		cmocka_unit_test(test_vsock_pool_is_filled_in_batches),
 		cmocka_unit_test(test_vsock_served_connections_serve_again),
 		cmocka_unit_test(test_vsock_crowd_at_once),

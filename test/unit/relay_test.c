@@ -649,22 +649,32 @@ static void test_relay_free_while_busy(void **state)
 	close(s.fd);
 }
 
-/* Through a listener; of a unix one everybody is let in. */
-static void test_relay_listener(void **state)
+static int listen_on(struct sockaddr_un *a, unsigned i)
 {
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	*a = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	snprintf(a->sun_path + 1, sizeof(a->sun_path) - 1, "lima-relay-%d-%u", (int)getpid(), i);
+	assert_int_equal(bind(fd, (struct sockaddr *)a, sizeof(*a)), 0);
+	assert_int_equal(listen(fd, 64), 0);
+	return fd;
+}
+
+/* Through listeners; of unix ones everybody is let in. */
+static void test_relay_listeners(void **state)
+{
+	struct sockaddr_un a[RELAY_VSOCK_PORTS];
 	struct relay *r = relay_start(0);
 	struct server s = server_start(AF_INET);
 	struct relay_hello h = hello_to(&s);
-	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), hosts[20], conns[20];
+	int hosts[2 * RELAY_VSOCK_PORTS], conns[2 * RELAY_VSOCK_PORTS];
 
-	snprintf(a.sun_path + 1, sizeof(a.sun_path) - 1, "lima-relay-%d", (int)getpid());
-	assert_int_equal(bind(listener, (struct sockaddr *)&a, sizeof(a)), 0);
-	assert_int_equal(listen(listener, 64), 0);
-	relay_listen(r, listener);
+	for (unsigned i = 0; i < ARRAY_SIZE(a); i++)
+		relay_listen(r, listen_on(&a[i], i));
 	for (unsigned i = 0; i < ARRAY_SIZE(hosts); i++) {
 		hosts[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-		assert_int_equal(connect(hosts[i], (struct sockaddr *)&a, sizeof(a)), 0);
+		assert_int_equal(connect(hosts[i], (struct sockaddr *)&a[i % ARRAY_SIZE(a)],
+					 sizeof(a[0])), 0);
 	}
 	wait_until(relay_get_stats(r).idle == ARRAY_SIZE(hosts));
 	for (unsigned i = 0; i < ARRAY_SIZE(hosts); i++) {
@@ -763,7 +773,7 @@ int main(void)
 		cmocka_unit_test(test_relay_stuck_reader_holds_nobody),
 		cmocka_unit_test(test_relay_thousand_connections),
 		cmocka_unit_test(test_relay_free_while_busy),
-		cmocka_unit_test(test_relay_listener),
+		cmocka_unit_test(test_relay_listeners),
 		cmocka_unit_test(test_relay_sleeps_when_idle),
 		cmocka_unit_test(test_relay_gives_memory_back_when_quiet),
 	};

@@ -200,7 +200,7 @@ static void test_ssh_vsock_by_the_agents_relay(void **state)
 	int fd;
 
 	start(&fx, true, MOCK_VSOCK_REFUSE);
-	lane_vsock_set_agent(fx.lane, RELAY_VSOCK_PORT);
+	lane_vsock_set_agent(fx.lane, mock_vsock_ports);
 	WAIT_FOR(&fx, fx.vsock.open > 0);
 	fd = client(&fx);
 	assert_echo(&fx, fd);
@@ -226,11 +226,11 @@ static void test_ssh_vsock_waits_for_the_agent(void **state)
 	start(&fx, true, MOCK_VSOCK_REFUSE);
 	fd = client(&fx);
 	WAIT_FOR(&fx, fx.vsock.connects > 0 && fx.vsock.now == 0);
-	lane_vsock_set_agent(fx.lane, RELAY_VSOCK_PORT);
+	lane_vsock_set_agent(fx.lane, mock_vsock_ports);
 	assert_echo(&fx, fd);
 	close(fd);
 	WAIT_FOR(&fx, ssh_vsock_connections(fx.s) == 0);
-	lane_vsock_set_agent(fx.lane, 0);
+	lane_vsock_set_agent(fx.lane, (struct relay_ports){ 0 });
 	began = clock_mono_ms();
 	fd = client(&fx);
 	assert_reset(&fx, fd);
