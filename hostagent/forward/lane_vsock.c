@@ -54,8 +54,9 @@ struct lane_vsock { /* refs: two timers */
 	unsigned wanted; /* size of the pool, pool_min … pool_max */
 	unsigned lowest; /* it was since the shrink timer ran last */
 	uv_timer_t backoff, shrink;
-	unsigned backoff_ms;
+	unsigned backoff_ms;       /* the next one */
 	uint64_t refused_since_ms; /* 0: it accepts */
+	uint64_t refused_last_ms;
 	struct relay_ports ports;  /* first 0: no agent that listens */
 	uint32_t port_at;          /* which of them is next */
 	bool device_up, usable, closing;
@@ -90,24 +91,39 @@ static void give_up(struct lane_vsock *l, const char *why)
 		client_end(c, &gone);
 }
 
-static void on_backoff(uv_timer_t *t)
+static bool is_down(const struct lane_vsock *l)
 {
-	refill(t->data);
+	return l->refused_since_ms &&
+	       uv_now(&l->o.loop->uv) - l->refused_since_ms >= DOWN_AFTER_MS;
 }
 
-/* The guest takes no connection now. */
-static void note_refusal(struct lane_vsock *l, const struct error *why)
+static void on_backoff(uv_timer_t *t)
+{
+	struct lane_vsock *l = t->data;
+
+	refill(l);
+	if (uv_is_active((uv_handle_t *)t) && is_down(l))
+		give_up(l, "the device takes no connections");
+}
+
+/* The guest takes no connection now. May be inside a client's call: whoever is called
+ * back by the device or the timer gives up. */
+static void note_refusal(struct lane_vsock *l)
 {
 	uint64_t now = uv_now(&l->o.loop->uv);
 
+	/* the try after the last one went well, though no client was there to prove it */
+	if (l->refused_since_ms && now - l->refused_last_ms > l->backoff_ms + EARLY_MS) {
+		l->refused_since_ms = 0;
+		l->backoff_ms = BACKOFF_MIN_MS;
+	}
 	if (!l->refused_since_ms)
 		l->refused_since_ms = now;
+	l->refused_last_ms = now;
 	if (!uv_is_active((uv_handle_t *)&l->backoff)) {
 		uv_timer_start(&l->backoff, on_backoff, l->backoff_ms, 0);
 		l->backoff_ms = MIN(l->backoff_ms * 2, (unsigned)BACKOFF_MAX_MS);
 	}
-	if (why->code == -ETIMEDOUT || now - l->refused_since_ms >= DOWN_AFTER_MS)
-		give_up(l, why->msg);
 }
 
 /* That it accepts is not enough: it may not keep what it accepts. */
@@ -259,33 +275,41 @@ static void end_busy(struct link *k, const struct error *why)
 	client_end(c, &end);
 }
 
-/* It has no client, and ended. */
+/* It has no client, and ended: was it the guest that refused? */
 static bool was_refused(const struct link *k)
 {
 	return !k->open || (!k->served && uv_now(&k->l->o.loop->uv) - k->since_ms < EARLY_MS);
+}
+
+static void end_idle(struct link *k, const struct error *why)
+{
+	struct lane_vsock *l = k->l;
+	struct error copy = *why;
+	bool refused = was_refused(k);
+
+	link_free(k);
+	if (!refused) {
+		note_success(l);
+	} else if (l->device_up) {
+		note_refusal(l);
+		if (copy.code == -ETIMEDOUT || is_down(l))
+			give_up(l, copy.msg);
+	}
 }
 
 static void on_ended(void *arg, const struct error *why)
 {
 	struct link *k = arg;
 	struct lane_vsock *l = k->l;
-	struct error copy = *why;
 
 	if (why->code == -ECANCELED) {
 		l->device_up = false;
 		set_usable(l, false); /* before its clients look for another */
 	}
-	if (k->client) {
+	if (k->client)
 		end_busy(k, why);
-	} else {
-		bool refused = was_refused(k);
-
-		link_free(k);
-		if (!refused)
-			note_success(l);
-		else if (l->device_up)
-			note_refusal(l, &copy);
-	}
+	else
+		end_idle(k, why);
 	if (!l->device_up)
 		give_up(l, "the device went down");
 	refill(l);
@@ -366,7 +390,7 @@ static int link_open(struct lane_vsock *l, struct error *err)
 }
 
 /* In batches, each to one port: the guest's agent wakes once for all that came by then.
- * One at a time while it is not known to accept. */
+ * After a refusal too it is another port. One at a time while it is not known to accept. */
 static void refill(struct lane_vsock *l)
 {
 	unsigned most = l->usable ? POOL_OPENING_MAX : 1;
@@ -385,7 +409,7 @@ static void refill(struct lane_vsock *l)
 	while (pool + l->n_opening < wanted && l->n_opening < most)
 		if (link_open(l, &err) < 0) {
 			log_warn_limited("forward: vsock connection: %s", err.msg);
-			note_refusal(l, &err);
+			note_refusal(l);
 			return;
 		}
 }

@@ -24,7 +24,7 @@ struct lane_vsock_options {
 	struct loop *loop;
 	struct vsock *vsock; /* borrowed for the lane's life */
 	/* To tell the forwards: forward_set_lane(f, CONFIG_LANE_VSOCK, usable ? lane :
-	 * NULL). Never inside lane_vsock_new() or lane_vsock_close(). */
+	 * NULL). Never inside relay(), lane_vsock_new() or lane_vsock_close(). */
 	void (*changed)(void *arg, struct lane *lane, bool usable);
 	void *arg;
 	unsigned pool_min, pool_max; /* 0: 8, 32 */

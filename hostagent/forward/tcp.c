@@ -21,6 +21,7 @@ enum {
 
 enum tcp_state {
 	TCP_WAITING,  /* no lane: in set->waiting */
+	TCP_DIALING,  /* inside the lane's call: nobody else's to touch, in no queue */
 	TCP_OPENING,  /* the lane connects: in set->opening; has a lane_conn */
 	TCP_RELAYING, /* has a lane_conn */
 };
@@ -186,6 +187,7 @@ static void on_opened(void *arg)
 {
 	struct tcp_conn *c = arg;
 
+	assert(c->state == TCP_OPENING); /* lane.h: not inside the call that asked */
 	latency_add(&c->target->connect, uv_hrtime() - c->dialed_ns);
 	c->target->lane = c->lane_name;
 	conn_set_state(c, TCP_RELAYING);
@@ -213,13 +215,13 @@ static void on_closed(void *arg, const struct error *why)
 {
 	struct tcp_conn *c = arg;
 
+	assert(c->state == TCP_OPENING || c->state == TCP_RELAYING);
 	c->lane = NULL;
 	if (c->state == TCP_OPENING && lane_is_gone(why->code) && !client_is_gone(c)) {
 		log_debug("forward: %s lane to guest `%s`: %s", c->lane_name, c->target->guest_addr,
 			  why->msg);
 		conn_count_try(c);
-		conn_set_state(c, TCP_WAITING); /* nothing was taken from the client yet */
-		conn_dial(c);
+		conn_dial(c); /* nothing was taken from the client yet */
 		return;
 	}
 	if (why->code != 0)
@@ -254,7 +256,7 @@ static int start_relay(struct tcp_conn *c, struct lane *lane, struct error *err)
 	return tcp_stream_relay(c->set->hub, lane, &relay, &c->lane, err);
 }
 
-/* @c waits: takes the best lane, if there is one. May free @c. */
+/* @c waits or is new: takes the best lane, or waits for one. May free @c. */
 static void conn_dial(struct tcp_conn *c)
 {
 	const struct lanes *lanes = &c->set->hub->lanes;
@@ -267,6 +269,7 @@ static void conn_dial(struct tcp_conn *c)
 		if (which != c->which)
 			c->tries = 0;
 		c->which = which;
+		conn_set_state(c, TCP_DIALING);
 		if (start_relay(c, lane, &err) == 0) {
 			conn_set_state(c, TCP_OPENING);
 			return;
@@ -285,6 +288,8 @@ static void conn_dial(struct tcp_conn *c)
 				 c->target->guest_addr, lanes->missing[c->target->lane_wanted]);
 		c->target->refused++;
 		conn_abort(c);
+	} else if (c->state != TCP_WAITING) {
+		conn_set_state(c, TCP_WAITING);
 	}
 }
 
@@ -302,14 +307,13 @@ void tcp_conn_start(struct hub *hub, int fd, struct target *target)
 	set->n_conns++;
 	target->connections_total++;
 	target->connections_now++;
-	c->state = TCP_RELAYING; /* in no queue yet */
+	c->state = TCP_DIALING; /* in no queue yet */
 	if (set->n_conns > hub->limits.max_connections) {
 		log_warn_limited("forward: more than %u connections; one to guest `%s` is reset",
 				 hub->limits.max_connections, target->guest_addr);
 		conn_abort(c);
 		return;
 	}
-	conn_set_state(c, TCP_WAITING);
 	conn_dial(c);
 }
 

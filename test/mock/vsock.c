@@ -245,6 +245,8 @@ int vsock_connect(struct vsock *v, uint32_t port, const struct vsock_conn_callba
 	}
 	if (!v->up)
 		return error_set(err, -ENOTCONN, "mock vsock: down");
+	if (v->full)
+		return error_set(err, -EMFILE, "mock vsock: too many connections");
 	c = xnew(struct vsock_conn);
 	c->v = v;
 	c->cb = *cb;

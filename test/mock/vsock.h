@@ -27,6 +27,7 @@ struct vsock {
 	uint32_t reply_error;      /* of the agent to a hello */
 	bool no_reply;             /* the agent says nothing */
 	bool no_done;              /* … or not that it is through with a client */
+	bool full;                 /* the device takes no more connections */
 	struct vsock_options o; /* of vsock_new() */
 	int listen_fd;
 	unsigned guest_resets;

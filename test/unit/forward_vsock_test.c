@@ -504,6 +504,55 @@ static void test_vsock_device_down_resets_what_was_open(void **state)
 	vx_stop(&x);
 }
 
+static bool all_are_relayed(void *arg)
+{
+	return ((struct vx *)arg)->vsock.relays == 8;
+}
+
+/* It was so for longer than is waited for, and was over for a moment. The client that
+ * finds it full again is dialed for once, and served by who can. */
+static void device_is_full_again(enum config_lane which)
+{
+	struct config_port_forward rule = fx_rule(1, 1);
+	struct vx x;
+	int fds[9];
+
+	rule.guest_port[1] = rule.host_port[1] = 65535;
+	rule.lane = which;
+	vx_prepare(&x, &rule, 1, NULL);
+	x.vsock.full = true;
+	lane_vsock_set_agent(x.lane, mock_vsock_ports);
+	fx_turn(&x.fx, 400);
+	assert_false(x.usable);
+	x.vsock.full = false;
+	assert_true(fx_until(&x.fx, pool_is_full, &x));
+	x.vsock.mode = MOCK_VSOCK_SILENT;
+	x.vsock.no_reply = true;
+	for (int i = 0; i < 8; i++)
+		fds[i] = client(&x);
+	assert_true(fx_until(&x.fx, all_are_relayed, &x));
+	assert_true(x.usable);
+	x.vsock.full = true;
+	fds[8] = client(&x);
+	assert_true(fx_until(&x.fx, is_unusable, &x));
+	if (which == CONFIG_LANE_AUTO)
+		assert_answered(&x, fds[8]);
+	x.vsock.full = x.vsock.no_reply = false;
+	x.vsock.mode = MOCK_VSOCK_ECHO;
+	forward_set_lane(x.fx.forward, CONFIG_LANE_GRPC, NULL);
+	mock_vsock_break(&x.vsock, false, -ECONNRESET);
+	for (int i = 0; i < (which == CONFIG_LANE_AUTO ? 8 : 9); i++)
+		assert_answered(&x, fds[i]);
+	assert_int_equal(x.fx.lane.opens, which == CONFIG_LANE_AUTO);
+	vx_stop(&x);
+}
+
+static void test_vsock_full_device_dials_a_client_once(void **state)
+{
+	device_is_full_again(CONFIG_LANE_AUTO);
+	device_is_full_again(CONFIG_LANE_VSOCK);
+}
+
 static void test_vsock_client_that_goes_resets_the_guest(void **state)
 {
 	struct linger at_once = { .l_onoff = 1 };
@@ -594,6 +643,7 @@ int main(void)
 		cmocka_unit_test(test_vsock_refusals_do_not_spin),
 		cmocka_unit_test(test_vsock_early_ends_do_not_spin),
 		cmocka_unit_test(test_vsock_device_down_resets_what_was_open),
+		cmocka_unit_test(test_vsock_full_device_dials_a_client_once),
 		cmocka_unit_test(test_vsock_client_that_goes_resets_the_guest),
 		cmocka_unit_test(test_lane_of_a_rule_is_waited_for),
 		cmocka_unit_test(test_client_that_goes_while_it_waits_is_noticed),
