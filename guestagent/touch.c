@@ -11,6 +11,7 @@
 
 struct touch {
 	struct loop *loop;
+	struct job *first, **end;	/* as they came; the first one has the thread */
 	unsigned pending;
 	bool closing;
 };
@@ -18,6 +19,7 @@ struct touch {
 struct job {
 	uv_work_t work;
 	struct touch *owner;
+	struct job *next;
 	struct timespec times[2];
 	char path[];
 };
@@ -27,18 +29,13 @@ struct touch *touch_new(struct loop *loop)
 	struct touch *t = xnew(struct touch);
 
 	t->loop = loop;
+	t->end = &t->first;
 	return t;
 }
 
 unsigned touch_pending(const struct touch *t)
 {
 	return t->pending;
-}
-
-static void free_if_idle(struct touch *t)
-{
-	if (t->closing && t->pending == 0)
-		free(t);
 }
 
 /* A pool thread. Errors are the file's own business: gone, read-only, … */
@@ -49,14 +46,35 @@ static void run_job(uv_work_t *work)
 	(void)utimensat(AT_FDCWD, j->path, j->times, 0);
 }
 
+static void drop_first(struct touch *t)
+{
+	struct job *j = t->first;
+
+	t->first = j->next;
+	if (!t->first)
+		t->end = &t->first;
+	t->pending--;
+	free(j);
+}
+
+static void on_job_done(uv_work_t *work, int status);
+
+static void run_first(struct touch *t)
+{
+	uv_queue_work(&t->loop->uv, &t->first->work, run_job, on_job_done);
+}
+
 static void on_job_done(uv_work_t *work, int status)
 {
-	struct job *j = container_of(work, struct job, work);
-	struct touch *t = j->owner;
+	struct touch *t = container_of(work, struct job, work)->owner;
 
-	free(j);
-	t->pending--;
-	free_if_idle(t);
+	do
+		drop_first(t);
+	while (t->closing && t->first);
+	if (t->first)
+		run_first(t);
+	else if (t->closing)
+		free(t);
 }
 
 void touch_path(struct touch *t, const Inotify *msg)
@@ -76,15 +94,16 @@ void touch_path(struct touch *t, const Inotify *msg)
 	j->owner = t;
 	j->times[0] = j->times[1] =
 		(struct timespec){ .tv_sec = msg->time->seconds, .tv_nsec = msg->time->nanos };
-	if (uv_queue_work(&t->loop->uv, &j->work, run_job, on_job_done) < 0)
-		free(j);
-	else
-		t->pending++;
+	*t->end = j;
+	t->end = &j->next;
+	if (t->pending++ == 0)
+		run_first(t);
 }
 
 void touch_close(struct touch *t)
 {
 	assert(!t->closing);
 	t->closing = true;
-	free_if_idle(t);
+	if (!t->first)
+		free(t);
 }

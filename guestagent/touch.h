@@ -5,8 +5,9 @@
  * is an event for whoever watches (as Lima's agent does). A path that does not
  * exist is left alone.
  *
- * The file system may be a network one and hang: it runs on libuv's pool, with
- * a bounded number under way and the rest dropped.
+ * The file system may be a network one and hang: it runs on libuv's pool, one at a
+ * time, so that the pool's other thread is there for others whatever hangs; a bounded
+ * number waits, the rest is dropped.
  */
 #pragma once
 
@@ -20,5 +21,5 @@ enum { TOUCH_PENDING_MAX = 256 };
 struct touch *touch_new(struct loop *loop);
 void touch_path(struct touch *t, const Inotify *msg);
 unsigned touch_pending(const struct touch *t);
-/* Frees when the last one is done; does not wait for it. */
+/* Frees when the one under way is done, and does not wait for it; what waits is dropped. */
 void touch_close(struct touch *t);

@@ -141,7 +141,8 @@ static void tune_process(void)
 	struct rlimit files;
 
 	heap_setup();
-	setenv("UV_THREADPOOL_SIZE", "1", 1);	/* only touch.c uses it */
+	/* One for touch.c, whose mount may hang, and one for ports_nat.c. */
+	setenv("UV_THREADPOOL_SIZE", "2", 1);
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
 		files.rlim_max = MAX(files.rlim_max, (rlim_t)FILES_WANTED);	/* root may */
 		files.rlim_cur = files.rlim_max;
