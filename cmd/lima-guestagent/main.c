@@ -17,7 +17,9 @@
 
 enum {
 	EXIT_USAGE = 2,
-	FILES_WANTED = 65536,	/* the relay alone: 2 x 16,384 connections (relay.h) */
+	/* Two for each of 16,384 connections of the relay (relay.h) and of 16,384 tunnels
+	 * (tunnel.h), and the rest. Linux' fs.nr_open is 1,048,576 unless changed. */
+	FILES_WANTED = 131072,
 };
 
 static const char help[] =
