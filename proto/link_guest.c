@@ -17,6 +17,9 @@ enum {
 	ROUNDS_PER_TURN = 16,
 	REOPEN_MS = 2000,
 	REOPEN_MAX_MS = 30000,
+	/* QEMU tells of a port at most once a second, and then only what came last (its QMP
+	 * reference: VSERPORT_CHANGE is rate-limited): this long it must see it closed. */
+	TOLD_MS = 1500,
 	STUCK_MS = 10000,	/* gRPC reads nothing for so long: its session is over */
 	DRAIN_MS = 500,
 	/* The beginning of a frame at the end of what was read is held back until
@@ -49,7 +52,7 @@ struct link_guest {	/* owner: the caller of new. handles: everything open in lib
 	int epoll_fd;
 	uv_poll_t *poll;	/* of epoll_fd */
 	uv_timer_t timer;	/* reopen; stuck; drain */
-	unsigned reopen_ms;
+	unsigned reopen_ms, stuck_ms;
 	bool turn_posted;
 	bool readable;		/* the port's edge came, and it was not read empty since */
 	struct session *session;
@@ -261,17 +264,35 @@ static void begin_session(struct link_guest *l, const uint8_t *nonce)
 	l->on_session(l->arg, fds[1]);
 }
 
+/* Without a SYN: gRPC gave it up, or hangs. The host does not know, and goes on talking
+ * to nobody; that the port closed it is told by QEMU, and connects anew. */
+static void end_session(struct link_guest *l)
+{
+	if (l->closing || !l->device) {
+		drop_session(l);
+		return;
+	}
+	close_port(l);
+	uv_timer_start(&l->timer, on_reopen, TOLD_MS, 0);
+}
+
 static void on_stuck(uv_timer_t *timer)
 {
 	struct link_guest *l = timer->data;
 
+	/* When the loop itself stood still timers come before sockets: there may be room. */
+	if (!l->in_moved)
+		pump(l);
+	if (uv_is_active((uv_handle_t *)timer) || !l->session ||
+	    !(l->session->armed & UV_WRITABLE))
+		return;
 	if (l->in_moved) {
 		l->in_moved = false;
-		uv_timer_start(timer, on_stuck, STUCK_MS, 0);
+		uv_timer_start(timer, on_stuck, l->stuck_ms, 0);
 		return;
 	}
-	log_warn("agent link: a session took nothing for %d s, ending it", STUCK_MS / 1000);
-	drop_session(l);
+	log_warn("agent link: a session took nothing for %u ms, ending it", l->stuck_ms);
+	end_session(l);
 	pump(l);
 }
 
@@ -318,9 +339,9 @@ static bool pump_in(struct link_guest *l)
 			 MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (n < 0 && errno == EAGAIN)
 			return false;
-		if (n < 0) {	/* gRPC gave the session up: all until SYN is void */
-			drop_session(l);
-			break;
+		if (n < 0) {	/* gRPC gave the session up */
+			end_session(l);
+			return l->fd >= 0;	/* else all until SYN is void */
 		}
 		l->in_at += (size_t)n;
 		l->in_moved = true;
@@ -382,7 +403,7 @@ static bool pump_out(struct link_guest *l)
 		return flush_out(l) && n == BUFFER_SIZE;	/* less: that was all */
 	}
 	if (n == 0 || (errno != EAGAIN && errno != EINTR))
-		drop_session(l);
+		end_session(l);
 	return false;
 }
 
@@ -427,7 +448,7 @@ static void arm_session(struct link_guest *l)
 		uv_poll_stop(&s->poll);
 	if ((want ^ s->armed) & UV_WRITABLE) {
 		if (want & UV_WRITABLE && !l->closing)
-			uv_timer_start(&l->timer, on_stuck, STUCK_MS, 0);
+			uv_timer_start(&l->timer, on_stuck, l->stuck_ms, 0);
 		else if (!l->closing)
 			uv_timer_stop(&l->timer);
 	}
@@ -472,6 +493,7 @@ static struct link_guest *make(struct loop *loop, const uint8_t *secret, link_se
 	l->arg = arg;
 	l->fd = l->epoll_fd = -1;
 	l->reopen_ms = REOPEN_MS;
+	l->stuck_ms = STUCK_MS;
 	memcpy(l->secret, secret, LINK_MAGIC_SIZE);
 	uv_timer_init(&loop->uv, &l->timer);
 	l->timer.data = l;
@@ -506,6 +528,11 @@ int link_guest_new(struct loop *loop, int fd, const uint8_t *secret, link_sessio
 	}
 	*ret = l;
 	return 0;
+}
+
+void link_guest_set_patience(struct link_guest *l, unsigned ms)
+{
+	l->stuck_ms = ms;
 }
 
 static void on_drained(uv_timer_t *timer)

@@ -13,6 +13,10 @@
  * Holds one 64 KiB buffer per direction and reads no more while it is not
  * passed on. A port that is not there yet, or goes away, is tried again every
  * 2 s and, as time goes by, every 30 s.
+ *
+ * The host must never believe in a session that is over here: when one ends other
+ * than by the host's SYN or its hanging up, the port is closed for a moment, of
+ * which QEMU tells it (VSERPORT_CHANGE).
  */
 #pragma once
 
@@ -34,6 +38,8 @@ int link_guest_open(struct loop *loop, const char *device, const uint8_t *secret
 /* As above on a descriptor, which is taken, also on failure (tests). */
 int link_guest_new(struct loop *loop, int fd, const uint8_t *secret, link_session_fn session,
 		   void *arg, struct link_guest **ret, struct error *err);
+/* How long gRPC may take nothing of a session; 10 s unless set (tests). */
+void link_guest_set_patience(struct link_guest *l, unsigned ms);
 /* Passes on at once what gRPC wrote to the session, which the loop would do a turn
  * later: for who just sent what somebody waits for. */
 void link_guest_flush(struct link_guest *l);

@@ -2,6 +2,8 @@
  * and a new session never sees a byte of an old one. */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pty.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +12,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -20,6 +23,7 @@
 #include "proto/link_guest.h"
 #include "proto/link_host.h"
 #include "test/mock/byte_port.h"
+#include "test/mock/loop_wait.h"
 #include "test/mock/proto_world.h"
 
 static const uint8_t secret[LINK_MAGIC_SIZE] = "secret-of-one-vm";
@@ -80,20 +84,48 @@ static void set_true(void *arg)
 	*(bool *)arg = true;
 }
 
-static int ends_up(void **state)
+static struct ends *ends_new(void)
 {
 	struct ends *e = xnew(struct ends);
 	struct error err = { 0 };
-	int fds[2];
 
 	loop_init(&e->loop, &err);
 	uv_timer_init(&e->loop.uv, &e->tick);
 	uv_timer_start(&e->tick, on_tick, 5, 5);
 	e->session = -1;
+	return e;
+}
+
+static int ends_up(void **state)
+{
+	struct ends *e = ends_new();
+	struct error err = { 0 };
+	int fds[2];
+
 	world_socketpair(fds);
 	e->port = fds[0];
 	assert_int_equal(link_guest_new(&e->loop, fds[1], secret, on_session, e, &e->link, &err),
 			 0);
+	*state = e;
+	return 0;
+}
+
+/* The port is a device with a name, which the guest can close and open again. */
+static int device_up(void **state)
+{
+	struct ends *e = ends_new();
+	struct error err = { 0 };
+	struct termios raw;
+	char name[64];
+	int far;
+
+	assert_int_equal(openpty(&e->port, &far, name, NULL, NULL), 0);
+	tcgetattr(far, &raw);
+	cfmakeraw(&raw);
+	tcsetattr(far, TCSANOW, &raw);
+	fcntl(e->port, F_SETFL, O_NONBLOCK);
+	assert_int_equal(link_guest_open(&e->loop, name, secret, on_session, e, &e->link, &err), 0);
+	close(far);
 	*state = e;
 	return 0;
 }
@@ -321,6 +353,115 @@ static void test_link_guest_hangup_is_quiet(void **state)
 	uv_timer_start(&e->tick, on_tick, 5, 5);
 }
 
+/* --- a session that ends here: the host has to hear of it --------------------------- */
+
+/* What QEMU tells the host of: VSERPORT_CHANGE. */
+static bool port_closed(struct ends *e)
+{
+	struct pollfd p = { .fd = e->port, .events = POLLIN };
+
+	return poll(&p, 1, 0) > 0 && p.revents & POLLHUP;
+}
+
+static bool port_says(struct ends *e)
+{
+	struct pollfd p = { .fd = e->port, .events = POLLIN };
+
+	return poll(&p, 1, 0) > 0 && p.revents & POLLIN;
+}
+
+static void begin_on_device(struct ends *e, uint8_t nonce)
+{
+	unsigned sessions = e->sessions;
+	uint8_t syn[LINK_FRAME_SIZE];
+
+	make_syn(syn, nonce);
+	assert_int_equal(write(e->port, syn, sizeof(syn)), sizeof(syn));
+	loop_wait(&e->loop, e->sessions == sessions + 1 && port_says(e));
+	assert_int_equal(read(e->port, syn, sizeof(syn)), sizeof(syn));
+}
+
+/* The host is told, and has a session again at once when it connects. */
+static void expect_anew(struct ends *e, uint64_t since_ms)
+{
+	loop_wait(&e->loop, port_closed(e));
+	loop_wait(&e->loop, !port_closed(e));
+	assert_true(clock_mono_ms() - since_ms > 1000);	/* less is not told (rate limit) */
+	begin_on_device(e, 2);
+	assert_int_equal(send(e->session, "hello", 5, 0), 5);
+	loop_wait(&e->loop, port_says(e));
+}
+
+static void test_link_guest_tells_that_grpc_ended_the_session(void **state)
+{
+	struct ends *e = *state;
+	uint64_t start = clock_mono_ms();
+
+	begin_on_device(e, 1);
+	close(e->session);
+	e->session = -1;
+	expect_anew(e, start);
+}
+
+/* As many as go in with nobody reading the session. */
+static uint64_t fill(struct ends *e)
+{
+	uint64_t sent = 0;
+
+	for (unsigned quiet = 0; quiet < 20; quiet++) {
+		scoped_free uint8_t *data = pattern_make(sent, 4096);
+		ssize_t n = write(e->port, data, 4096);
+
+		if (n > 0) {
+			sent += (uint64_t)n;
+			quiet = 0;
+		}
+		uv_run(&e->loop.uv, n > 0 ? UV_RUN_NOWAIT : UV_RUN_ONCE);
+	}
+	return sent;
+}
+
+static void test_link_guest_tells_that_grpc_is_stuck(void **state)
+{
+	struct ends *e = *state;
+	uint64_t start = clock_mono_ms();
+
+	link_guest_set_patience(e->link, 300);
+	begin_on_device(e, 1);
+	fill(e);
+	expect_anew(e, start);
+}
+
+/* It was the loop that stood still, while gRPC took all there was. */
+static void test_link_guest_that_stalls_blames_nobody(void **state)
+{
+	enum { PATIENCE_MS = 1000 };
+	struct ends *e = *state;
+	uint8_t syn[LINK_FRAME_SIZE], chunk[65536];
+	uint64_t sent, got = 0, until;
+	bool corrupt = false;
+	ssize_t n;
+
+	link_guest_set_patience(e->link, PATIENCE_MS);
+	make_syn(syn, 1);
+	send_port(e, syn, sizeof(syn));
+	expect_ack(e, 1);
+	sent = fill(e);
+	until = clock_mono_ms() + PATIENCE_MS + 100;	/* bytes moved in the first one */
+	loop_wait(&e->loop, clock_mono_ms() > until);
+	usleep(PATIENCE_MS * 1000);
+	loop_wait(&e->loop, ({
+		n = recv(e->session, chunk, sizeof(chunk), MSG_DONTWAIT);
+		assert_int_not_equal(n, 0);
+		if (n > 0) {
+			corrupt |= !pattern_matches(got, chunk, (size_t)n);
+			got += (uint64_t)n;
+		}
+		got == sent;
+	}));
+	assert_false(corrupt);
+}
+
 /* --- both ends, with gRPC on top ---------------------------------------------------- */
 
 struct channel {
@@ -534,6 +675,7 @@ static void test_link_host_times_out(void **state)
 }
 
 #define ENDS(f) cmocka_unit_test_setup_teardown(f, ends_up, ends_down)
+#define DEVICE(f) cmocka_unit_test_setup_teardown(f, device_up, ends_down)
 #define CHANNEL(f) cmocka_unit_test_setup_teardown(f, channel_up, channel_down)
 #define PTY(f) { #f "_pty", f, channel_up_pty, channel_down, NULL }
 
@@ -548,6 +690,9 @@ int main(void)
 		ENDS(test_link_guest_keeps_all_when_ends_stall),
 		ENDS(test_link_guest_flush),
 		ENDS(test_link_guest_hangup_is_quiet),
+		DEVICE(test_link_guest_tells_that_grpc_ended_the_session),
+		DEVICE(test_link_guest_tells_that_grpc_is_stuck),
+		ENDS(test_link_guest_that_stalls_blames_nobody),
 		CHANNEL(test_link_echo),
 		PTY(test_link_echo),
 		CHANNEL(test_link_resync_50_times),
