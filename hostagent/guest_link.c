@@ -414,9 +414,10 @@ void guest_link_driver_event(struct guest_link *l, enum driver_event event)
 		error_set(&why, -ECONNRESET, "the guest resets");
 		if (l->ready)
 			session_lost(l->ready, &why);
-	} else if (event == DRIVER_AGENT_PORT_CLOSED && l->ready && l->ready == serial->session) {
+	} else if (event == DRIVER_AGENT_PORT_CLOSED && serial->session) {
+		/* also one that is not ready: it has nobody left who would greet it */
 		error_set(&why, -ECONNRESET, "the guest agent closed its port");
-		session_lost(l->ready, &why);
+		session_lost(serial->session, &why);
 	} else if (event == DRIVER_AGENT_PORT_OPEN && !l->ready && !serial->session) {
 		uv_timer_stop(&serial->retry);
 		way_try(serial);

@@ -13,6 +13,7 @@
 #include "hostagent/forward/lane.h"
 #include "hostagent/guest_link.h"
 #include "lib/base/mem.h"
+#include "test/mock/loop_wait.h"
 
 struct guest_client {
 	struct guest_client_callbacks cb;
@@ -188,6 +189,19 @@ static void test_guest_link_made_during_a_pause(void **state)
 	assert_false(fx.client->paused);
 }
 
+/* The agent took the handshake, and its port closed before it said who it is. */
+static void test_guest_link_port_closes_before_the_greeting(void **state)
+{
+	for (unsigned i = 2; i < 5; i++) {
+		guest_link_driver_event(fx.link, DRIVER_AGENT_PORT_CLOSED);
+		guest_link_driver_event(fx.link, DRIVER_AGENT_PORT_CLOSED);	/* is closing */
+		loop_wait(&fx.loop, fx.n_clients == i);
+	}
+	assert_int_equal(fx.n_lost, 1);		/* only the first had been ready */
+	answer();
+	assert_true(guest_link_info(fx.link)->up);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 
 int main(void)
@@ -195,6 +209,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_guest_link_is_told_of_a_pause),
 		T(test_guest_link_made_during_a_pause),
+		T(test_guest_link_port_closes_before_the_greeting),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
