@@ -87,11 +87,19 @@ void agent_forward_run(void *ctx, struct steps *s)
 		steps_fail(s, &err);
 		return;
 	}
+	forward_set_paused(a->forward, a->paused);	/* one that was adopted so */
 	start_sockets(a);
 	agent_lanes_start(a);
 	forward_start(a->forward);
 	agent_ports_start(a);
 	steps_done(s, "");
+}
+
+void agent_forward_set_paused(struct agent *a, bool paused)
+{
+	a->paused = paused;
+	if (a->forward)
+		forward_set_paused(a->forward, paused);
 }
 
 static void on_sockets_closed(void *arg)

@@ -49,6 +49,7 @@ struct agent {
 	struct driver_info driver_info;
 	bool adopted;			/* QEMU ran already */
 	bool driver_exited, guest_shutdown;
+	bool paused;			/* the machine */
 	int port_fd;			/* holds the ssh port until the driver has it */
 	uint16_t ssh_port;
 	uv_work_t seed_work;
@@ -107,6 +108,7 @@ void agent_link_undo(void *ctx, struct steps *s);
 int agent_forward_prepare(struct agent *a, struct error *err);
 void agent_forward_run(void *ctx, struct steps *s);
 void agent_forward_undo(void *ctx, struct steps *s);
+void agent_forward_set_paused(struct agent *a, bool paused);
 
 /* --- agent_lanes.c ------------------------------------------------------- */
 /* Before any step: what the environment asks for goes into the config. */

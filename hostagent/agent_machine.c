@@ -77,6 +77,8 @@ static void on_driver_event(void *arg, enum driver_event event, const char *deta
 	if (a->link)
 		guest_link_driver_event(a->link, event);
 	agent_vsock_driver_event(a, event);
+	if (event == DRIVER_PAUSED || event == DRIVER_RESUMED)
+		agent_forward_set_paused(a, event == DRIVER_PAUSED);
 	if (event == DRIVER_SHUTDOWN)
 		a->guest_shutdown = true;
 	if (event == DRIVER_RESET && steps_is_up(a->steps))

@@ -358,6 +358,11 @@ void forward_set_lane_missing(struct forward *f, enum config_lane which, const c
 	tcp_set_lane_changed(f->hub.tcp, which);
 }
 
+void forward_set_paused(struct forward *f, bool paused)
+{
+	hub_set_paused(&f->hub, paused);
+}
+
 /* --- life -------------------------------------------------------------------- */
 
 static void fill_limits(struct forward_limits *l)

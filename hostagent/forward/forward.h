@@ -104,6 +104,10 @@ void forward_set_lane(struct forward *f, enum config_lane which, struct lane *la
  * TCP clients that would wait for it are reset at once, and rows say why. */
 void forward_set_lane_missing(struct forward *f, enum config_lane which, const char *why);
 
+/* The machine is paused (QMP stop, a snapshot, a full disk), or goes on. Nobody's time to
+ * wait for the guest runs meanwhile; what is new waits, too. */
+void forward_set_paused(struct forward *f, bool paused);
+
 /* One row per guest listener, per port of a static rule and per rule of a guest
  * socket, for GET /v1/ports. */
 struct forward_row {

@@ -24,6 +24,9 @@ struct hub {
 	struct tcp_set *tcp;          /* connections */
 	struct udp_set *udp;          /* host sockets with their flows */
 	struct owner_finder *owner;   /* who has a busy port */
+	bool paused;                  /* the machine */
+	uint64_t paused_since_ms;
+	uint64_t paused_ms;           /* in pauses that are over */
 	unsigned refs;                /* handles and requests */
 	void (*idle)(void *arg);      /* refs reached 0; once */
 	void *idle_arg;
@@ -31,3 +34,6 @@ struct hub {
 
 void hub_ref(struct hub *hub);
 void hub_unref(struct hub *hub);
+void hub_set_paused(struct hub *hub, bool paused);
+/* uv_now() less all pauses: what the guest has had to answer. */
+uint64_t hub_guest_ms(const struct hub *hub);

@@ -29,7 +29,7 @@ enum tcp_state {
 struct tcp_conn { /* owner: the set */
 	TAILQ_ENTRY(tcp_conn) in_set;
 	TAILQ_ENTRY(tcp_conn) in_queue; /* waiting or opening */
-	uint64_t deadline_ms;           /* while in a queue */
+	uint64_t deadline_ms;           /* while in a queue; by hub_guest_ms() */
 	uint64_t dialed_ns;
 	struct tcp_set *set;
 	struct target *target;
@@ -80,9 +80,11 @@ static void queue_arm(struct tcp_queue *q)
 	if (!first) {
 		uv_timer_stop(&q->timer);
 	} else if (!uv_is_active((uv_handle_t *)&q->timer)) {
-		uint64_t now = uv_now(q->timer.loop);
-		uint64_t left = first->deadline_ms > now ? first->deadline_ms - now : 1;
+		const struct hub *hub = q->set->hub;
+		uint64_t now = hub_guest_ms(hub), left = TCP_TICK_MS;
 
+		if (!hub->paused)
+			left = first->deadline_ms > now ? first->deadline_ms - now : 1;
 		uv_timer_start(&q->timer, on_tick, MIN(left, (uint64_t)TCP_TICK_MS), 0);
 	}
 }
@@ -112,9 +114,10 @@ static void drop_gone(struct tcp_queue *q)
 static void on_tick(uv_timer_t *timer)
 {
 	struct tcp_queue *q = timer->data;
+	uint64_t now = hub_guest_ms(q->set->hub);
 	struct tcp_conn *c;
 
-	while ((c = TAILQ_FIRST(&q->list)) && c->deadline_ms <= uv_now(timer->loop)) {
+	while ((c = TAILQ_FIRST(&q->list)) && c->deadline_ms <= now) {
 		log_warn_limited("forward: %s `%s` in %u s; client reset",
 				 c->state == TCP_OPENING ? "no answer from the guest for" :
 							   "no way into the guest for",
@@ -146,7 +149,7 @@ static void conn_set_state(struct tcp_conn *c, enum tcp_state state)
 	c->state = state;
 	q = conn_queue(c);
 	if (q) {
-		c->deadline_ms = uv_now(q->timer.loop) + q->wait_ms;
+		c->deadline_ms = hub_guest_ms(q->set->hub) + q->wait_ms;
 		TAILQ_INSERT_TAIL(&q->list, c, in_queue);
 		queue_arm(q);
 	}

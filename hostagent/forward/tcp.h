@@ -7,7 +7,8 @@
  * A connection first waits for a lane (for limits.lane_wait_ms), then for the guest's
  * connect(). Until then its descriptor is looked at by nobody, so nothing is taken
  * from the client: when a lane fails, another is tried and the client does not
- * notice. Then the lane moves the bytes, by itself or through tcp_stream.h.
+ * notice. Then the lane moves the bytes, by itself or through tcp_stream.h. Neither wait
+ * runs while the machine is paused.
  *
  * A client that the guest refuses is reset, so it never sees a clean empty answer.
  * The two directions end independently (FIN for FIN), and a reset on one side is a

@@ -488,6 +488,44 @@ static void test_tcp_client_is_reset_when_no_lane_comes(void **state)
 	fx_stop(&fx);
 }
 
+/* For longer than anybody waits, and longer than they are looked at: neither who waits
+ * for the guest's answer nor who came meanwhile is turned away. */
+static void test_tcp_pause_of_the_machine_is_not_waited_against(void **state)
+{
+	const struct forward_limits limits = { .lane_wait_ms = 700, .open_wait_ms = 700 };
+	struct fx fx;
+	uint16_t port = start(&fx, MOCK_SILENT, &limits);
+	int before = fx_connect(SOCK_STREAM, "127.0.0.1", port), during, waiting;
+	char in;
+
+	fx_turn(&fx, 50);
+	forward_set_paused(fx.forward, true);
+	forward_set_paused(fx.forward, true);
+	during = fx_connect(SOCK_STREAM, "127.0.0.1", port);
+	fx_turn(&fx, 50);
+	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, NULL);
+	waiting = fx_connect(SOCK_STREAM, "127.0.0.1", port);
+	fx_turn(&fx, 2500);
+	forward_set_paused(fx.forward, false);
+	fx_turn(&fx, 50);
+	assert_int_equal(fx_row(&fx).timeouts, 0);
+	mock_lane_switch(&fx.lane, MOCK_ECHO);
+	fx.lane.mode = MOCK_ECHO;
+	forward_set_lane(fx.forward, CONFIG_LANE_GRPC, &fx.lane.lane);
+	fx_assert_echo(&fx, before, "a", 1);
+	fx_assert_echo(&fx, during, "b", 1);
+	fx_assert_echo(&fx, waiting, "c", 1);
+	close(before);
+	close(during);
+	close(waiting);
+	fx.lane.mode = MOCK_SILENT; /* the time runs again */
+	before = fx_connect(SOCK_STREAM, "127.0.0.1", port);
+	assert_int_equal(fx_receive(&fx, before, &in, 1), -ECONNRESET);
+	assert_int_equal(fx_row(&fx).timeouts, 1);
+	close(before);
+	fx_stop(&fx);
+}
+
 /* Asked for by name where the machine has no such thing: said, and nobody waits. */
 static void test_tcp_lane_that_never_comes(void **state)
 {
@@ -730,6 +768,7 @@ int main(void)
 		cmocka_unit_test(test_tcp_client_waits_for_the_lane),
 		cmocka_unit_test(test_tcp_client_survives_a_lane_that_breaks_before_connecting),
 		cmocka_unit_test(test_tcp_client_is_reset_when_no_lane_comes),
+		cmocka_unit_test(test_tcp_pause_of_the_machine_is_not_waited_against),
 		cmocka_unit_test(test_tcp_lane_that_never_comes),
 		cmocka_unit_test(test_tcp_open_connection_is_reset_when_the_lane_breaks),
 		cmocka_unit_test(test_tcp_thousand_connections_at_once),
