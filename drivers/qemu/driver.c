@@ -307,6 +307,7 @@ static void on_status(void *arg, json_t *ret, const struct error *err)
 		return;
 	if (json_is_true(json_object_get(ret, "running")) == vm->paused)
 		vm_tell_paused(vm, !vm->paused);
+	vm_look_at_status(vm, ret);
 	if (!vm->closing && vm->qmp && vm->adopted)
 		qmp_call(vm->qmp, "query-chardev", NULL, QMP_CALL_MS, on_chardevs, vm);
 }
@@ -630,7 +631,6 @@ static void begin_stop(struct qemu_vm *vm, bool force)
 		.process = vm->process,
 		.qmp = &vm->qmp,
 		.agent_open = &vm->agent_open,
-		.paused = vm->paused,
 		.say = on_stop_says,
 		.failed = on_stop_failed,
 		.arg = vm,

@@ -3,6 +3,7 @@
 
 #include "drivers/qemu/args.h"
 #include "drivers/qemu/driver_impl.h"
+#include "drivers/qemu/run_state.h"
 #include "lib/base/log.h"
 #include "lib/base/log_file.h"
 #include "lib/base/mem.h"
@@ -12,17 +13,34 @@ enum { ROOM_CHECK_MS = 5000 };
 
 /* --- a full disk ----------------------------------------------------------------- */
 
+/* What keeps it standing may be something else by now. */
+static void on_room_status(void *arg, json_t *ret, const struct error *err)
+{
+	struct qemu_vm *vm = arg;
+	const char *why = run_state_forbids(ret);
+
+	/* the timer asks again; a snapshot that began meanwhile would get our `cont` at its end */
+	if (vm->closing || err->code || vm_snapshot_changes(vm) ||
+	    !uv_is_active((uv_handle_t *)&vm->room))
+		return;
+	uv_timer_stop(&vm->room);
+	if (why) {
+		vm_notice(vm, "there is room on the disk again, but %s and must not run", why);
+		return;
+	}
+	qmp_call(vm->qmp, "cont", NULL, QMP_CALL_MS, NULL, NULL);
+	vm_notice(vm, "there is room on the disk again: the guest continues");
+}
+
 static void on_room_timer(uv_timer_t *timer)
 {
 	struct qemu_vm *vm = timer->data;
 	struct statvfs fs;
 
-	if (vm->closing || !vm->qmp || statvfs(vm->spec->dir, &fs) < 0 ||
+	if (vm->closing || !vm->qmp || vm_snapshot_changes(vm) || statvfs(vm->spec->dir, &fs) < 0 ||
 	    (uint64_t)fs.f_bavail * fs.f_frsize < ROOM_MIN_BYTES)
 		return;
-	uv_timer_stop(timer);
-	qmp_call(vm->qmp, "cont", NULL, QMP_CALL_MS, NULL, NULL);
-	vm_notice(vm, "there is room on the disk again: the guest continues");
+	qmp_call(vm->qmp, "query-status", NULL, QMP_CALL_MS, on_room_status, vm);
 }
 
 /* --- logs that grow ---------------------------------------------------------------- */
@@ -78,6 +96,18 @@ void vm_tell_paused(struct qemu_vm *vm, bool paused)
 	if (!paused)
 		uv_timer_stop(&vm->room);
 	vm_event(vm, paused ? DRIVER_PAUSED : DRIVER_RESUMED, "");
+}
+
+void vm_look_at_status(struct qemu_vm *vm, const json_t *status)
+{
+	bool half = run_state_is_half_loaded(status);
+
+	if (half && !vm->half_told)
+		vm_notice(vm, "a snapshot could not be applied whole: the guest stands still with half of "
+			  "its memory and must not run. limactl stop %s ends it, limactl start %s then "
+			  "boots from the disk, which is the snapshot's", vm->spec->name,
+			  vm->spec->name);
+	vm->half_told = half;
 }
 
 static void on_paused(struct qemu_vm *vm, json_t *data)

@@ -65,6 +65,7 @@ struct qemu_vm {		/* owner: the host agent. refs: own handles */
 	struct stop *stop;
 	bool stop_waits;		/* for a snapshot to be done */
 	bool adopted, paused, agent_open, reconnecting;
+	bool half_told;			/* what vm_look_at_status() has to say */
 	char shutdown[64];		/* reason in QEMU's SHUTDOWN event, "" none */
 	struct driver_info info;
 
@@ -98,6 +99,8 @@ void vm_qmp_event(void *arg, const char *name, json_t *data);	/* arg: the vm */
 void vm_watch_logs(struct qemu_vm *vm);
 /* The vCPUs stand still, as found by asking. */
 void vm_tell_paused(struct qemu_vm *vm, bool paused);
+/* @status: of query-status. Tells the user, once, of a guest that must not run. */
+void vm_look_at_status(struct qemu_vm *vm, const json_t *status);
 
 /* --- driver_changes.c ----------------------------------------------------- */
 void vm_vsock_plug(struct driver *d, driver_done_fn done, void *arg);

@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "drivers/qemu/args.h"
+#include "drivers/qemu/run_state.h"
 #include "drivers/qemu/talk.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -21,7 +22,7 @@ struct qemu_snapshot {
 	bool job_asked, job_begun;	/* its command went out; was answered */
 	bool concluded;
 	struct snapshot_list list;
-	char *text;		/* why the job failed, as QEMU has it */
+	char *text;		/* why the job failed, as QEMU has it; NULL: QEMU did not say */
 	struct error err;	/* … and as the user reads it */
 	bool goes_on;		/* after a load that failed: it ran before */
 };
@@ -61,12 +62,12 @@ static void begin_list(struct qemu_snapshot *s)
 	call(s, "query-named-block-nodes", json_pack("{s:b}", "flat", 1), CALL_MS, on_nodes);
 }
 
-/* --- after a load that failed -------------------------------------------------------- */
+/* --- after a load that failed, or nobody knows ----------------------------------------- */
 
 static void stands_still(struct qemu_snapshot *s, const struct error *why)
 {
 	log_warn("driver: %s", why->msg);
-	error_append(&s->err, "; the guest stands still, end it with: limactl stop --force");
+	error_append(&s->err, "; the guest stands still, end it with: limactl stop");
 	end(s, &s->err);
 }
 
@@ -101,7 +102,7 @@ static bool nothing_was_changed(const char *text)
 		"No block device", "vmstate block device", "Could not check", "Record/replay",
 	};
 
-	for (size_t i = 0; i < ARRAY_SIZE(before); i++)
+	for (size_t i = 0; text && i < ARRAY_SIZE(before); i++)
 		if (strncmp(text, before[i], strlen(before[i])) == 0)
 			return true;
 	return false;
@@ -110,7 +111,10 @@ static bool nothing_was_changed(const char *text)
 /* Disk and memory no longer belong together. */
 static void reset_guest(struct qemu_snapshot *s)
 {
-	if (strncmp(s->text, "Could not load", strlen("Could not load")) == 0)
+	if (!s->text)
+		error_append(&s->err, "; how far it came is not known: the guest boots from the disk as "
+			     "it is now");
+	else if (strncmp(s->text, "Could not load", strlen("Could not load")) == 0)
 		error_append(&s->err, "; the disk could not be set back, or not whole: the guest boots "
 			     "from the disk as it is now");
 	else
@@ -123,15 +127,19 @@ static void reset_guest(struct qemu_snapshot *s)
 static void on_status_after_load(void *arg, json_t *ret, const struct error *err)
 {
 	struct qemu_snapshot *s = arg;
-	const char *status = json_string_value(json_object_get(ret, "status"));
 
 	if (err->code) {
-		stands_still(s, err);
+		log_warn("driver: %s", err->msg);
+		error_append(&s->err, "; where the guest stands still now, end it with: limactl stop");
+		end(s, &s->err);
 		return;
 	}
 	/* else it stood still before, and is to go on when whoever stopped it says so */
-	s->goes_on = status && streq(status, "restore-vm");
-	if (!nothing_was_changed(s->text))
+	s->goes_on = run_state_is_half_loaded(ret);
+	/* it is let run again by a load that went well, and by no other */
+	if (!s->text && json_is_true(json_object_get(ret, "running")))
+		end(s, &ERROR_NONE);
+	else if (!nothing_was_changed(s->text))
 		reset_guest(s);
 	else if (s->goes_on)
 		call(s, "cont", NULL, CALL_MS, on_going_on);
@@ -148,6 +156,14 @@ static bool is_concluded(const json_t *job)
 	return status && streq(status, "concluded");
 }
 
+static void look_after_guest(struct qemu_snapshot *s)
+{
+	if (s->err.code && s->change == SNAPSHOT_APPLY)
+		call(s, "query-status", NULL, CALL_MS, on_status_after_load);
+	else
+		end(s, &s->err);
+}
+
 /* What is not dismissed now is by the next change. */
 static void on_dismissed(void *arg, json_t *ret, const struct error *err)
 {
@@ -155,10 +171,7 @@ static void on_dismissed(void *arg, json_t *ret, const struct error *err)
 
 	if (err->code)
 		log_debug("driver: %s", err->msg);
-	if (s->err.code && s->change == SNAPSHOT_APPLY)
-		call(s, "query-status", NULL, CALL_MS, on_status_after_load);
-	else
-		end(s, &s->err);
+	look_after_guest(s);
 }
 
 static void dismiss(struct qemu_snapshot *s, talk_reply_fn replied)
@@ -171,12 +184,12 @@ static void on_result(void *arg, json_t *ret, const struct error *err)
 	struct qemu_snapshot *s = arg;
 	const json_t *job = talk_find(ret, "id", JOB_ID);
 	const char *text = json_string_value(json_object_get(job, "error"));
-	struct error failed = *err;
 
-	if (!failed.code && !job)
-		error_set(&failed, -EPROTO, "QEMU has forgotten the job and how it went");
-	if (failed.code) {
-		end(s, &failed);
+	s->err = *err;
+	if (!s->err.code && !job)
+		error_set(&s->err, -EPROTO, "QEMU has forgotten the job and how it went");
+	if (s->err.code) {
+		look_after_guest(s);
 		return;
 	}
 	if (text) {

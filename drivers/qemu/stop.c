@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 
+#include "drivers/qemu/run_state.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
@@ -35,6 +36,7 @@ struct stop {			/* owner: the driver. freed when timer is closed and no
 	bool begun;		/* the first step is taken from the loop: failed() must
 				 * not run before the owner has our address */
 	bool agent_was_open, obeyed;
+	bool may_press;		/* QEMU was asked, and the guest is one that may run */
 };
 
 static void enter(struct stop *s, enum stop_phase phase);
@@ -64,25 +66,27 @@ static void say(struct stop *s, const char *fmt, ...)
 struct call {			/* which phase a QMP reply belongs to */
 	struct stop *stop;
 	enum stop_phase phase;
+	void (*then)(struct stop *s, json_t *ret);	/* NULL: nothing */
 };
 
 static void on_reply(void *arg, json_t *ret, const struct error *err)
 {
 	struct call *c = arg;
 	struct stop *s = c->stop;
-	enum stop_phase phase = c->phase;
+	bool ours = !s->closing && s->phase == c->phase;
 
-	free(c);
 	/* QEMU closes the connection on `quit`, perhaps before it answered */
-	if (err->code && err->code != -ECANCELED && err->code != -ECONNRESET && !s->closing &&
-	    s->phase == phase) {
+	if (ours && err->code && err->code != -ECANCELED && err->code != -ECONNRESET) {
 		say(s, "%s; going on", err->msg);
-		enter(s, phase + 1);
+		enter(s, c->phase + 1);
+	} else if (ours && !err->code && c->then) {
+		c->then(s, ret);
 	}
+	free(c);
 	stop_unref(s);
 }
 
-static int call(struct stop *s, const char *command)
+static int call(struct stop *s, const char *command, void (*then)(struct stop *s, json_t *ret))
 {
 	struct call *c;
 
@@ -91,22 +95,38 @@ static int call(struct stop *s, const char *command)
 	c = xnew(struct call);
 	c->stop = s;
 	c->phase = s->phase;
+	c->then = then;
 	s->refs++;
 	qmp_call(*s->t.qmp, command, NULL, QMP_REPLY_MS, on_reply, c);
 	return 0;
 }
 
+/* One that stands still hears no button. But not everyone may be let run: the disk of
+ * one with half of a snapshot's memory is the snapshot's by now, and stays that. */
+static void press_if_it_may_run(struct stop *s, json_t *status)
+{
+	const char *why = run_state_forbids(status);
+
+	if (why) {
+		say(s, "%s and must not run; ending QEMU without it", why);
+		enter(s, STOP_QUIT);
+		return;
+	}
+	if (!s->may_press && !json_is_true(json_object_get(status, "running")))
+		call(s, "cont", NULL);
+	s->may_press = true;
+	call(s, "system_powerdown", NULL);
+}
+
 static int press_button(struct stop *s)
 {
-	if (s->t.paused && call(s, "cont") < 0)
-		return -ENOTCONN;
-	s->t.paused = false;
-	return call(s, "system_powerdown");
+	return s->may_press ? call(s, "system_powerdown", NULL)
+			    : call(s, "query-status", press_if_it_may_run);
 }
 
 static int quit(struct stop *s)
 {
-	return call(s, "quit");
+	return call(s, "quit", NULL);
 }
 
 static int send_signal(struct stop *s, int sig)

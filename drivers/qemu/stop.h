@@ -1,7 +1,8 @@
 /* stop.h - ending a running VM, from polite to certain
  *
  *   powerdown   the ACPI power button; pressed again every 5 s, because a guest
- *               that still boots loses the press (nobody listens yet)
+ *               that still boots loses the press (nobody listens yet). One that
+ *               stands still is let run first, if it may: run_state.h
  *   quit        QMP: QEMU ends, disks flushed, the guest is cut off
  *   SIGTERM     the same when QMP is stuck
  *   SIGKILL
@@ -34,7 +35,6 @@ struct stop_target {
 	struct process *process;
 	struct qmp *const *qmp;		/* looked at when needed: NULL while there is none */
 	const bool *agent_open;		/* is the agent's port open in the guest now */
-	bool paused;			/* the vCPUs stand still: let them run first */
 	/* One line each time the next step is needed. */
 	void (*say)(void *arg, const char *text);
 	/* Not even SIGKILL ended it within its wait. The stop is over. */

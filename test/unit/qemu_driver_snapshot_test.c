@@ -1,5 +1,6 @@
 /* Snapshots of a real QEMU, through the driver: that the guest runs after each. */
 #include <errno.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -11,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "drivers/qemu/endpoint.h"
 #include "lib/store/disk.h"
 #include "test/mock/qemu_vm.h"
 
@@ -124,6 +126,68 @@ static void test_driver_snapshot_of_another_machine(void **state)
 	qemu_vm_finish(&vm);
 }
 
+/* One command after the other, over a control channel of our own: nobody of ours hears
+ * the answers. Ends when @until came. */
+static void say_to_qemu(struct vm *vm, const char *const lines[], const char *until)
+{
+	scoped_free char *path = qemu_vm_file(vm, FILE_QMP_SOCK);
+	scoped_buf struct buf heard = { 0 };
+	struct error err = ERROR_NONE;
+	scoped_fd int fd = -1;
+
+	assert_int_equal(endpoint_connect(path, &fd, &err), 0);
+	for (size_t i = 0; lines[i]; i++)
+		assert_int_equal(write(fd, lines[i], strlen(lines[i])), strlen(lines[i]));
+	while (!strstr(buf_str(&heard), until)) {
+		struct pollfd p = { .fd = fd, .events = POLLIN };
+		char chunk[4096];
+		ssize_t n;
+
+		assert_int_equal(poll(&p, 1, 60000), 1);
+		n = read(fd, chunk, sizeof(chunk));
+		assert_true(n > 0);
+		buf_add(&heard, chunk, (size_t)n);
+	}
+}
+
+/* A host agent was killed during an apply that failed. The next one says what it
+ * found, and whoever stops it does not let half a memory run over the disk. */
+static void test_driver_half_of_a_snapshot_is_adopted(void **state)
+{
+	static const char *const load[] = {
+		"{\"execute\": \"qmp_capabilities\"}\n",
+		"{\"execute\": \"snapshot-load\", \"arguments\": {\"job-id\": \"lima-snapshot\", "
+		"\"tag\": \"a\", \"devices\": [\"disk\"], \"vmstate\": \"disk\"}}\n", NULL,
+	};
+	struct done done;
+	struct vm vm;
+
+	begin_with_qcow2(&vm);
+	start_and_wait(&vm);
+	snapshot(&vm, SNAPSHOT_CREATE, "a", &done);
+	assert_int_equal(done.err.code, 0);
+	qemu_vm_stop(&vm, true);
+	qemu_driver_ops.close(vm.driver);
+	vm.config.memory_bytes *= 2;
+	vm.started.n = vm.stopped.n = 0;
+	memset(vm.n_event, 0, sizeof(vm.n_event));
+	qemu_vm_open_driver(&vm);
+	start_and_wait(&vm);
+	qemu_driver_ops.close(vm.driver);
+	say_to_qemu(&vm, load, "\"concluded\"");
+	qemu_vm_open_driver(&vm);
+	vm.started.n = 0;
+	qemu_driver_ops.adopt(vm.driver, qemu_vm_is_done, &vm.started);
+	qemu_vm_run_until(&vm, vm.started.n);
+	assert_int_equal(vm.started.err.code, 0);
+	assert_true(qemu_vm_noticed(&vm, "a snapshot could not be applied whole"));
+	qemu_vm_stop(&vm, false);
+	assert_int_equal(vm.n_event[DRIVER_RESUMED], 0);
+	assert_int_equal(vm.n_event[DRIVER_SHUTDOWN], 0);	/* it did not get to it */
+	assert_true(qemu_vm_noticed(&vm, "with half of a snapshot's memory and must not run"));
+	qemu_vm_finish(&vm);
+}
+
 /* QEMU hears nothing while it saves; a button it does not answer is no reason to end
  * it, nor the snapshot. */
 static void test_driver_stop_during_a_snapshot(void **state)
@@ -184,6 +248,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_driver_snapshots),
 		cmocka_unit_test(test_driver_snapshot_of_another_machine),
+		cmocka_unit_test(test_driver_half_of_a_snapshot_is_adopted),
 		cmocka_unit_test(test_driver_stop_during_a_snapshot),
 		cmocka_unit_test(test_driver_impatience_during_a_snapshot),
 		cmocka_unit_test(test_driver_close_during_a_snapshot),

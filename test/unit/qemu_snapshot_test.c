@@ -232,13 +232,58 @@ static void test_qemu_snapshot_load_fails_and_so_does_the_reset(void **state)
 	mock_qmp_answer(w.mock, "system_reset", "\"!no\"");
 	said = load_fails(&w, "restore-vm", "Error -22 while loading VM state");
 	assert_string_equal(said, " system_reset");
-	assert_non_null(strstr(w.err.msg, "limactl stop --force"));
+	assert_non_null(strstr(w.err.msg, "limactl stop"));
 	qmp_world_finish(&w);
 	begin(&w);
 	mock_qmp_answer(w.mock, "cont", "\"!Resetting the Virtual Machine is required\"");
 	no_cont = load_fails(&w, "restore-vm", "Error -22 while loading VM state");
 	assert_string_equal(no_cont, " system_reset cont");
-	assert_non_null(strstr(w.err.msg, "limactl stop --force"));
+	assert_non_null(strstr(w.err.msg, "limactl stop"));
+	qmp_world_finish(&w);
+}
+
+/* QEMU does not tell how the load went; whether the guest goes on does. */
+static void test_qemu_snapshot_load_and_nobody_knows(void **state)
+{
+	static const struct {
+		const char *jobs, *status, *said;
+		int code;
+	} cases[] = {
+		{ "[]", "\"running\", \"running\": true", "", 0 },
+		{ "\"!busy\"", "\"running\", \"running\": true", "", 0 },
+		{ "[]", "\"restore-vm\", \"running\": false", " system_reset cont", -EPROTO },
+		{ "\"!busy\"", "\"restore-vm\", \"running\": false", " system_reset cont", -EREMOTEIO },
+		{ "[]", "\"paused\", \"running\": false", " system_reset", -EPROTO },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		scoped_free char *status = xasprintf("{\"status\": %s}", cases[i].status);
+		scoped_free char *want = xasprintf("query-jobs snapshot-load query-jobs query-status%s",
+						   cases[i].said);
+		struct qmp_world w;
+
+		begin(&w);
+		mock_qmp_answer(w.mock, "query-status", status);
+		ask(&w, SNAPSHOT_APPLY);
+		job_ends(&w, "snapshot-load", cases[i].jobs);
+		assert_int_equal(w.err.code, cases[i].code);
+		assert_int_equal(strstr(w.err.msg, "how far it came is not known") != NULL,
+				 cases[i].code != 0);
+		assert_said(&w, want);
+		qmp_world_finish(&w);
+	}
+}
+
+/* Nor does a save that nobody knows of make anyone look after the guest. */
+static void test_qemu_snapshot_save_and_nobody_knows(void **state)
+{
+	struct qmp_world w;
+
+	begin(&w);
+	ask(&w, SNAPSHOT_CREATE);
+	job_ends(&w, "snapshot-save", "[]");
+	assert_int_equal(w.err.code, -EPROTO);
+	assert_said(&w, "query-jobs snapshot-save query-jobs");
 	qmp_world_finish(&w);
 }
 
@@ -362,6 +407,8 @@ int main(void)
 		cmocka_unit_test(test_qemu_snapshot_load_fails_on_the_disk),
 		cmocka_unit_test(test_qemu_snapshot_load_fails_of_a_paused_guest),
 		cmocka_unit_test(test_qemu_snapshot_load_fails_and_so_does_the_reset),
+		cmocka_unit_test(test_qemu_snapshot_load_and_nobody_knows),
+		cmocka_unit_test(test_qemu_snapshot_save_and_nobody_knows),
 		cmocka_unit_test(test_qemu_snapshot_stale_job),
 		cmocka_unit_test(test_qemu_snapshot_of_an_old_qemu),
 		cmocka_unit_test(test_qemu_snapshot_deadline),
