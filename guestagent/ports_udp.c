@@ -88,11 +88,23 @@ static void recall(struct udp_known *k, const struct udp_known *old, uint64_t si
 		k->bind = UDP_BIND_KERNEL;
 }
 
-/* Without bind() or to port 0, and old enough for an agent that cannot know it. */
-static bool is_old_client(const struct udp_known *k, uint64_t now_ms)
+/* An agent that cannot know it would take @k for a server, once it is old enough. */
+static bool looks_like_server(const struct udp_known *k)
 {
-	return k->bind == UDP_BIND_KERNEL && !k->connected &&
-	       now_ms - k->since_ms >= UDP_UNSURE_AGE_MS;
+	return k->bind == UDP_BIND_KERNEL && !k->connected;
+}
+
+/* Judges @k by its age. Returns in how many ms age alone makes a difference, 0: never. */
+static uint64_t judge_age(struct udp_known *k, uint64_t now_ms, struct udp_range range)
+{
+	uint64_t age_ms = now_ms - k->since_ms, need_ms = server_age_ms(k, range);
+
+	if (need_ms != UINT64_MAX)
+		k->server |= age_ms >= need_ms;
+	else if (looks_like_server(k))
+		need_ms = UDP_UNSURE_AGE_MS;
+	k->lasting |= k->server || (looks_like_server(k) && age_ms >= need_ms);
+	return k->lasting || need_ms == UINT64_MAX ? 0 : need_ms - age_ms;
 }
 
 uint64_t udp_servers_judge(struct udp_servers *u, const struct sock_list *dump, uint64_t now_ms,
@@ -107,22 +119,16 @@ uint64_t udp_servers_judge(struct udp_servers *u, const struct sock_list *dump, 
 
 	for (size_t i = 0; i < len; i++) {
 		struct udp_known *k = &items[i];
-		uint64_t need_ms;
+		uint64_t due_ms;
 
 		while (old < u->len && u->items[old].cookie < k->cookie)
 			old++;
 		recall(k, old < u->len ? &u->items[old] : NULL, since_ms, !u->started, how, arg);
-		need_ms = server_age_ms(k, range);
-		if (!k->server && need_ms != UINT64_MAX) {
-			uint64_t age_ms = now_ms - k->since_ms;
-
-			k->server = age_ms >= need_ms;
-			if (!k->server && (next_ms == 0 || need_ms - age_ms < next_ms))
-				next_ms = need_ms - age_ms;
-		}
+		due_ms = judge_age(k, now_ms, range);
+		if (due_ms && (next_ms == 0 || due_ms < next_ms))
+			next_ms = due_ms;
 		if (k->server)
 			port_set_add(ret, &k->port);
-		k->lasting |= k->server || is_old_client(k, now_ms);
 	}
 	free(u->items);
 	u->items = items;

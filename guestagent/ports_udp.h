@@ -62,7 +62,7 @@ void udp_servers_restore(struct udp_servers *u, struct udp_known *items, size_t 
 
 /* Judges the UDP sockets of one dump and adds servers' ports to @ret.
  * @how: asked once for each socket seen for the first time, restored ones too.
- * Returns in how many ms a socket may become a server by age alone, 0: none. */
+ * Returns in how many ms a socket may become a server or `lasting` by age alone, 0: none. */
 uint64_t udp_servers_judge(struct udp_servers *u, const struct sock_list *dump, uint64_t now_ms,
 			   struct udp_range range,
 			   enum udp_bind (*how)(void *arg, uint64_t cookie), void *arg,

@@ -148,6 +148,29 @@ static void test_udp_next_look(void **state)
 	udp_servers_done(&u);
 }
 
+/* A client that idles must be known for one by the next agent before that would take it
+ * for a server, and nothing else may happen until then. */
+static void test_udp_next_look_at_an_idle_client(void **state)
+{
+	struct udp_servers u = { 0 };
+	scoped_sock_list struct sock_list none = { 0 }, dump = { 0 };
+	uint64_t next_ms;
+
+	judge(&u, &none, 1000, true, &next_ms);
+	add(&dump, "0.0.0.0", 40000, false, 3);
+	add(&dump, "127.0.0.1", 40001, true, 5);
+	judge(&u, &dump, 2000, true, &next_ms);
+	assert_int_equal(next_ms, UDP_UNSURE_AGE_MS);
+	judge(&u, &dump, 2500, true, &next_ms);
+	assert_int_equal(next_ms, UDP_UNSURE_AGE_MS - 500);
+	assert_false(u.items[0].lasting);
+	assert_int_equal(judge(&u, &dump, 2000 + UDP_UNSURE_AGE_MS, true, &next_ms), 0);
+	assert_int_equal(next_ms, 0);
+	assert_true(u.items[0].lasting);
+	assert_false(u.items[1].lasting);
+	udp_servers_done(&u);
+}
+
 static void set_add(struct port_set *s, uint16_t port)
 {
 	port_set_add(s, &(struct port){ .proto = IPPROTO_TCP, .family = AF_INET, .port = port });
@@ -235,6 +258,7 @@ int main(void)
 		cmocka_unit_test(test_udp_bound_before_bpf),
 		cmocka_unit_test(test_udp_server_connects_later),
 		cmocka_unit_test(test_udp_next_look),
+		cmocka_unit_test(test_udp_next_look_at_an_idle_client),
 		cmocka_unit_test(test_port_set_diff),
 		cmocka_unit_test(test_port_set_bounded),
 		cmocka_unit_test(test_proc_lines),
