@@ -11,10 +11,10 @@
 
 #define SPARE_BYTES (UINT64_C(64) << 20)
 
-/* proc(5), /proc/PID/status: "VmRSS:	  123456 kB" */
-static uint64_t read_kib(const char *status, const char *key)
+/* proc(5), /proc/PID/status and /proc/meminfo: "VmRSS:	  123456 kB" */
+static uint64_t read_kib(const char *text, const char *key)
 {
-	const char *line = strstr(status, key);
+	const char *line = strstr(text, key);
 	uint64_t kib = 0;
 
 	if (line)
@@ -22,17 +22,24 @@ static uint64_t read_kib(const char *status, const char *key)
 	return kib;
 }
 
+uint64_t snapshot_room_count(const char *status, const char *meminfo, uint64_t memory_bytes)
+{
+	uint64_t swap = read_kib(meminfo, "\nSwapTotal:"), unused = read_kib(meminfo, "\nSwapFree:");
+	uint64_t kib = read_kib(status, "\nVmRSS:") + (swap - MIN(unused, swap));
+
+	return MIN(kib * 1024, memory_bytes);
+}
+
 uint64_t snapshot_room_needed(pid_t pid, uint64_t memory_bytes)
 {
 	scoped_free char *path = xasprintf("/proc/%d/status", (int)pid);
-	scoped_buf struct buf b = { 0 };
+	scoped_buf struct buf status = { 0 }, meminfo = { 0 };
 	struct error err = ERROR_NONE;
-	uint64_t kib;
 
-	if (path_read_file(path, 64 << 10, &b, &err) < 0)
+	if (path_read_file(path, 64 << 10, &status, &err) < 0 ||
+	    path_read_file("/proc/meminfo", 64 << 10, &meminfo, &err) < 0)
 		return 0;
-	kib = read_kib(buf_str(&b), "\nVmRSS:") + read_kib(buf_str(&b), "\nVmSwap:");
-	return MIN(kib * 1024, memory_bytes);
+	return snapshot_room_count(buf_str(&status), buf_str(&meminfo), memory_bytes);
 }
 
 int snapshot_room_check(const char *dir, uint64_t needed_bytes, struct error *err)

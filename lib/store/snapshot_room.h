@@ -6,7 +6,9 @@
  * its next write. So one that may not fit is not begun.
  *
  * How much it will be nobody knows before: pages that are zero are left out. What the
- * machine has in the host's memory is the most it can be.
+ * machine has in the host's memory, and whatever is in the host's swap, is the most it
+ * can be: of whom what is there is, is not told for memory that is shared (proc(5),
+ * VmSwap), as the guest's is where it has a vsock device.
  */
 #pragma once
 
@@ -17,5 +19,7 @@
 
 /* The most bytes for a guest of @memory_bytes that the process @pid runs; 0: not known. */
 uint64_t snapshot_room_needed(pid_t pid, uint64_t memory_bytes);
+/* The same of the texts of /proc/PID/status and /proc/meminfo. */
+uint64_t snapshot_room_count(const char *status, const char *meminfo, uint64_t memory_bytes);
 /* -ENOSPC: less than that, and a little for the guest, is free where @dir is. */
 int snapshot_room_check(const char *dir, uint64_t needed_bytes, struct error *err);

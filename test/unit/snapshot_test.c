@@ -133,6 +133,19 @@ static void test_snapshot_room(void **state)
 	assert_int_equal(touched[BYTES - 1], getpid() & 0x7f);
 }
 
+/* Shared memory that was swapped out is in no number of the process. */
+static void test_snapshot_room_of_a_host_that_swaps(void **state)
+{
+	static const char status[] = "Name:\tqemu\nVmRSS:\t  1024 kB\nVmSwap:\t       0 kB\n";
+	static const char swaps[] = "MemTotal: 9 kB\nSwapTotal:    4096 kB\nSwapFree:     3072 kB\n";
+	static const char none[] = "MemTotal: 9 kB\nSwapTotal:       0 kB\nSwapFree:        0 kB\n";
+
+	assert_int_equal(snapshot_room_count(status, none, 8 << 20), 1 << 20);
+	assert_int_equal(snapshot_room_count(status, swaps, 8 << 20), 2 << 20);
+	assert_int_equal(snapshot_room_count(status, swaps, 1 << 20), 1 << 20);
+	assert_int_equal(snapshot_room_count("", "", 8 << 20), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -141,6 +154,7 @@ int main(void)
 		cmocka_unit_test(test_snapshot_json),
 		cmocka_unit_test(test_snapshot_of_a_disk),
 		cmocka_unit_test(test_snapshot_room),
+		cmocka_unit_test(test_snapshot_room_of_a_host_that_swaps),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
