@@ -33,6 +33,11 @@ bool address_is_v4_loopback(const struct in6_addr *ip)
 	return address_equal(ip, &loopback);
 }
 
+bool address_in_the_way(const struct in6_addr *a, const struct in6_addr *b)
+{
+	return address_equal(a, b) || IN6_IS_ADDR_UNSPECIFIED(a) || IN6_IS_ADDR_UNSPECIFIED(b);
+}
+
 socklen_t address_to_sockaddr(const struct in6_addr *ip, uint16_t port,
 			      struct sockaddr_storage *ret)
 {

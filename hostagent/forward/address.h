@@ -17,6 +17,8 @@ bool address_equal(const struct in6_addr *a, const struct in6_addr *b);
 bool address_is_v4(const struct in6_addr *ip);
 bool address_is_wildcard(const struct in6_addr *ip);    /* 0.0.0.0 or :: */
 bool address_is_v4_loopback(const struct in6_addr *ip); /* 127.0.0.1, no other 127/8 */
+/* Both IPv6: at one port there is room for one of them only. */
+bool address_in_the_way(const struct in6_addr *a, const struct in6_addr *b);
 
 /* An AF_INET address when @ip is IPv4, AF_INET6 otherwise; returns its length. */
 socklen_t address_to_sockaddr(const struct in6_addr *ip, uint16_t port,

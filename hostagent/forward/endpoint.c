@@ -123,7 +123,7 @@ static int open_companion(struct endpoint *ep, struct error *err)
 
 	if (ep->companion.tcp || ep->companion.udp || !companion_address(ep, &ip))
 		return 0;
-	if (ep->ops->is_asked_for(ep->arg, ep->proto, ep->host.port))
+	if (ep->ops->is_asked_for(ep->arg, ep->proto, &ip, ep->host.port))
 		return error_set(err, -EADDRINUSE, "a rule asks for it");
 	if (bind_inet(ep->proto, &ip, ep->host.port, false, &fd, err) < 0)
 		return err->code;
@@ -333,8 +333,7 @@ static bool is_in_the_way(const struct endpoint *ep, const struct rule_host *hos
 
 	if (host->socket || ep->host.port != host->port || !companion_address(ep, &ip))
 		return false;
-	return address_equal(&ip, &host->ip) || IN6_IS_ADDR_UNSPECIFIED(&host->ip) ||
-	       IN6_IS_ADDR_UNSPECIFIED(&ip);
+	return address_in_the_way(&ip, &host->ip);
 }
 
 void endpoint_yield(struct endpoint *ep, const struct rule_host *host)

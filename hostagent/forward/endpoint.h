@@ -49,8 +49,9 @@ struct endpoint;
 struct endpoint_ops {
 	/* Where it stands, after a change that was not asked for in the moment. */
 	void (*changed)(void *arg, struct endpoint *ep);
-	/* Is there an endpoint for [::1]:@port or [::]:@port? Then no companion goes there. */
-	bool (*is_asked_for)(void *arg, int proto, uint16_t port);
+	/* Is there an endpoint in the way of a companion on @ip, which is [::1] or [::]? One
+	 * that waits counts. Then none goes there. */
+	bool (*is_asked_for)(void *arg, int proto, const struct in6_addr *ip, uint16_t port);
 };
 
 /* @proto: IPPROTO_TCP or IPPROTO_UDP. @host: copied. @ops: borrowed. */

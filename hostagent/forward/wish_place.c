@@ -207,12 +207,19 @@ static void on_endpoint_changed(void *arg, struct endpoint *ep)
 	wishes_tell(all);
 }
 
-static bool is_v6_asked_for(void *arg, int proto, uint16_t port)
+/* Each host address of IPv6 is some rule's. */
+static bool is_v6_asked_for(void *arg, int proto, const struct in6_addr *ip, uint16_t port)
 {
-	struct rule_host any = { .ip = in6addr_any, .port = port },
-			 loopback = { .ip = in6addr_loopback, .port = port };
+	struct wishes *all = arg;
 
-	return slot_find(arg, proto, &any) || slot_find(arg, proto, &loopback);
+	for (size_t i = 0; i < all->rules.n; i++) {
+		struct rule_host host = { .ip = all->rules.rules[i]->c.host_ip, .port = port };
+
+		if (!address_is_v4(&host.ip) && address_in_the_way(&host.ip, ip) &&
+		    slot_find(all, proto, &host))
+			return true;
+	}
+	return false;
 }
 
 static const struct endpoint_ops endpoint_ops = { on_endpoint_changed, is_v6_asked_for };

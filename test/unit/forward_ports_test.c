@@ -477,6 +477,31 @@ static void test_ports_companion_is_not_before_a_rule_that_waits(void **state)
 	fx_stop(&fx);
 }
 
+/* … also for an address of the host that comes and goes, as a VPN's: what is on [::] would
+ * be in its way. */
+static void test_ports_companion_is_not_before_a_rule_for_an_absent_address(void **state)
+{
+	struct forward_limits limits = { .retry_max_ms = 20 };
+	uint16_t a = fx_free_port(), p = fx_free_port();
+	struct config_port_forward rules[] = { rule("127.0.0.1", p, "0.0.0.0", p),
+					       rule("127.0.0.1", a, "fd00:7673:6f63:6b::5", p) };
+	struct fx fx;
+
+	if (!has_ipv6())
+		skip();
+	fx_start(&fx, rules, 2, &limits);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	assert_true(fx_reachable("::1", p));
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", a);
+	assert_true(fx_wait_event(&fx, fx_text("failed tcp 127.0.0.1:%u", a)));
+	fx_turn(&fx, 200);
+	assert_false(fx_reachable("::1", p));
+	assert_true(fx_reachable("127.0.0.1", p));
+	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", a);
+	assert_true(fx_reachable("::1", p));
+	fx_stop(&fx);
+}
+
 static void test_ports_list_counts(void **state)
 {
 	uint16_t port = fx_free_port();
@@ -570,6 +595,7 @@ int main(void)
 		cmocka_unit_test(test_ports_companion_comes_when_it_is_free),
 		cmocka_unit_test(test_ports_companion_comes_back_after_a_rule),
 		cmocka_unit_test(test_ports_companion_is_not_before_a_rule_that_waits),
+		cmocka_unit_test(test_ports_companion_is_not_before_a_rule_for_an_absent_address),
 		cmocka_unit_test(test_ports_list_counts),
 		cmocka_unit_test(test_ports_are_opened_and_closed_before_anything_is_told),
 		cmocka_unit_test(test_ports_events_are_bounded),
