@@ -44,7 +44,7 @@ struct ports_nat {
 	uint64_t next_allowed_ms;
 	pthread_mutex_t lock;		/* guards these two: written on the loop only */
 	struct nat_ports known;
-	uint8_t listens[65536 / 8];	/* a bit for each TCP port that has a socket */
+	struct port_set listeners;	/* TCP's, on ports of `known` that loopback leads to */
 	bool closing;
 	unsigned open_parts;
 	void (*closed)(void *arg);
@@ -205,6 +205,7 @@ static void part_closed(void *arg)
 	if (--n->open_parts)
 		return;
 	nat_ports_done(&n->known);
+	port_set_done(&n->listeners);
 	pthread_mutex_destroy(&n->lock);
 	free(n);
 	if (closed)
@@ -352,20 +353,34 @@ void ports_nat_add(const struct ports_nat *n, struct port_set *ret)
 
 /* --- dialing -------------------------------------------------------------- */
 
-void ports_nat_note_listeners(struct ports_nat *n, const struct port_set *tcp)
+/* The kernel rewrites what the guest itself sends before it looks for a socket. */
+static bool reaches_sockets(const struct nat_port *p)
 {
-	if (n->known.len == 0)
-		return;
-	pthread_mutex_lock(&n->lock);
-	memset(n->listens, 0, sizeof(n->listens));
-	for (size_t i = 0; i < tcp->len; i++)
-		n->listens[tcp->items[i].port / 8] |= 1u << tcp->items[i].port % 8;
-	pthread_mutex_unlock(&n->lock);
+	return p->port.proto == IPPROTO_TCP && !p->output;
 }
 
-static bool has_listener(const struct ports_nat *n, uint16_t port)
+void ports_nat_note_listeners(struct ports_nat *n, const struct port_set *tcp)
 {
-	return n->listens[port / 8] >> port % 8 & 1;
+	scoped_port_set struct port_set now = { 0 };
+	uint8_t asked[65536 / 8] = { 0 };	/* a bit for each port */
+	struct port_set before;
+
+	if (n->known.len == 0)
+		return;
+	for (size_t i = 0; i < n->known.len; i++) {
+		const struct nat_port *p = &n->known.items[i];
+
+		asked[p->port.port / 8] |= (uint8_t)(reaches_sockets(p) << p->port.port % 8);
+	}
+	for (size_t i = 0; i < tcp->len; i++)
+		if (asked[tcp->items[i].port / 8] >> tcp->items[i].port % 8 & 1)
+			port_set_add(&now, &tcp->items[i]);
+	port_set_seal(&now);
+	pthread_mutex_lock(&n->lock);
+	before = n->listeners;
+	n->listeners = now;
+	now = before;
+	pthread_mutex_unlock(&n->lock);
 }
 
 static bool dial_matches(const union dial_addr *to, const struct port *p)
@@ -380,6 +395,28 @@ static bool dial_matches(const union dial_addr *to, const struct port *p)
 		return false;
 	return memcmp(addr, p->addr, v4 ? 4 : 16) == 0 ||
 	       (loopback && memcmp(any, p->addr, sizeof(any)) == 0);
+}
+
+/* On the address itself or on all; on :: is taken for IPv4, too: where it is for IPv6
+ * only, IPv4 is refused at once. */
+static bool has_listener(const struct ports_nat *n, const union dial_addr *to)
+{
+	static const uint8_t any[16];
+	bool v4 = to->sa.sa_family == AF_INET;
+	const void *addr = v4 ? (const void *)&to->in.sin_addr : &to->in6.sin6_addr;
+	uint16_t port = ntohs(v4 ? to->in.sin_port : to->in6.sin6_port);
+
+	for (size_t i = 0; i < n->listeners.len; i++) {
+		const struct port *p = &n->listeners.items[i];
+		bool on_all = memcmp(p->addr, any, sizeof(any)) == 0;
+
+		if (p->port != port)
+			continue;
+		if (p->family == to->sa.sa_family ? on_all || memcmp(p->addr, addr, v4 ? 4 : 16) == 0
+						  : on_all && v4)
+			return true;
+	}
+	return false;
 }
 
 static void dial_add(struct dial *d, const struct port *p)
@@ -401,7 +438,8 @@ static void dial_add(struct dial *d, const struct port *p)
 	}
 }
 
-/* What leads to @to by rules; @ret_listens: a socket does as well. */
+/* What leads to @to by rules; @ret_listens: there is a socket that rules leave to the guest
+ * itself. */
 static struct dial find(struct ports_nat *n, int proto, const union dial_addr *to, bool *ret_listens)
 {
 	struct dial more = { 0 };
@@ -416,7 +454,7 @@ static struct dial find(struct ports_nat *n, int proto, const union dial_addr *t
 			dial_add(&more, &p->via);
 		if (!p->output || proto == IPPROTO_TCP)
 			dial_add(&more, &p->target);
-		*ret_listens = proto == IPPROTO_TCP && has_listener(n, p->port.port);
+		*ret_listens = reaches_sockets(p) && has_listener(n, to);
 	}
 	pthread_mutex_unlock(&n->lock);
 	return more;

@@ -40,7 +40,8 @@ void ports_nat_note_listeners(struct ports_nat *n, const struct port_set *tcp);
 /* Adds to @d what else leads to a published port: in front of what is there, since
  * where rules rewrite what goes to 127.0.0.1, but not where it comes from, the kernel
  * throws it away and nothing refuses (route_localnet in Linux' ip-sysctl). Only behind
- * it when a TCP socket listens there as well. Any thread. */
+ * it when a TCP socket listens at that very address, or on all, and no rule is about
+ * what the guest itself sends: such rules come before sockets. Any thread. */
 void ports_nat_dial(struct ports_nat *n, int proto, struct dial *d);
 
 /* No @changed follows; @closed runs when all is freed. */

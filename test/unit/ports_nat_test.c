@@ -380,28 +380,85 @@ static void assert_dialed(int proto, const char *asked, const char *dialed)
 	assert_string_equal(text, dialed);
 }
 
+static int listen_at(const char *ip, uint16_t port)
+{
+	union dial_addr a = { 0 };
+	bool v4 = !strchr(ip, ':');
+	int fd = socket(v4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+
+	a.sa.sa_family = v4 ? AF_INET : AF_INET6;
+	*(v4 ? &a.in.sin_port : &a.in6.sin6_port) = htons(port);
+	inet_pton(a.sa.sa_family, ip, v4 ? (void *)&a.in.sin_addr : &a.in6.sin6_addr);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	assert_int_equal(bind(fd, &a.sa, v4 ? sizeof(a.in) : sizeof(a.in6)), 0);
+	assert_int_equal(listen(fd, 1), 0);
+	return fd;
+}
+
 /* One port, one place in the list, whoever serves it; the list keeps it until
  * both are gone. */
 static void test_rule_beside_a_socket(void **state)
 {
-	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(8080) };
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+	int fd = listen_at("0.0.0.0", 8080);
 
-	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
-	assert_int_equal(listen(fd, 1), 0);
 	sh(NFT DOCKER);
 	assert_list(DOCKER_PORTS);
-	assert_dialed(IPPROTO_TCP, "0.0.0.0:8080", "127.0.0.1:8080 192.168.5.15:8080 172.17.0.2:80");
 	close(fd);
 	f.expected = "udp 127.0.0.1:5300";
 	run_ms(300);
 	f.expected = NULL;
 	assert_true(f.timed_out);
 	assert_list(DOCKER_PORTS);
-	assert_dialed(IPPROTO_TCP, "0.0.0.0:8080", "192.168.5.15:8080 172.17.0.2:80 127.0.0.1:8080");
 	sh(flush);
 	assert_list("");
+}
+
+static bool list_has(const char *port)
+{
+	scoped_free char *text = list_text(ports_current(f.ports));
+
+	return strstr(text, port) != NULL;
+}
+
+/* A socket that a rule's port leads to as well is asked first: only one on the address
+ * that is dialed, and only where the kernel does not rewrite what the guest sends. */
+static void test_what_to_dial_beside_a_socket(void **state)
+{
+	static const struct {
+		const char *ip;
+		uint16_t port;
+		const char *asked, *dialed;
+	} rows[] = {
+		{ "0.0.0.0", 81, "0.0.0.0:81", "127.0.0.1:81 10.9.9.9:81" },
+		{ "127.0.0.1", 81, "0.0.0.0:81", "127.0.0.1:81 10.9.9.9:81" },
+		{ "::", 81, "0.0.0.0:81", "127.0.0.1:81 10.9.9.9:81" },
+		{ "127.0.0.53", 81, "0.0.0.0:81", "10.9.9.9:81 127.0.0.1:81" },	/* as systemd-resolved */
+		{ "192.168.5.15", 81, "0.0.0.0:81", "10.9.9.9:81 127.0.0.1:81" },
+		{ "::1", 81, "0.0.0.0:81", "10.9.9.9:81 127.0.0.1:81" },
+		{ "0.0.0.0", 82, "0.0.0.0:81", "10.9.9.9:81 127.0.0.1:81" },
+		{ "0.0.0.0", 8088, "0.0.0.0:8088",
+		  "192.168.5.15:8088 10.4.0.2:80 127.0.0.1:8088" },
+		{ "127.0.0.1", 8088, "0.0.0.0:8088",
+		  "192.168.5.15:8088 10.4.0.2:80 127.0.0.1:8088" },
+		{ "127.0.0.53", 8088, "0.0.0.0:8088",
+		  "192.168.5.15:8088 10.4.0.2:80 127.0.0.1:8088" },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		uint64_t end_ms = clock_mono_ms() + DEADLINE_MS;
+		int fd = listen_at(rows[i].ip, rows[i].port);
+
+		print_message("%s port %u\n", rows[i].ip, rows[i].port);
+		sh(NFT CNI BY_HAND);
+		while (!list_has("udp 192.168.5.15:85")) {	/* the last one of the rules */
+			assert_true(clock_mono_ms() < end_ms);
+			run_ms(20);
+		}
+		assert_dialed(IPPROTO_TCP, rows[i].asked, rows[i].dialed);
+		close(fd);
+		sh(flush);
+		assert_list("");
+	}
 }
 
 /* The list that an agent begins with, without running the loop, and its end in order. */
@@ -659,6 +716,7 @@ int main(void)
 		cmocka_unit_test(test_rules_as_written),
 		cmocka_unit_test(test_what_publishes_nothing),
 		cmocka_unit_test(test_rule_beside_a_socket),
+		cmocka_unit_test(test_what_to_dial_beside_a_socket),
 		cmocka_unit_test(test_next_agent_begins_with_rules),
 		cmocka_unit_test(test_what_to_dial),
 		cmocka_unit_test(test_many_changes),
