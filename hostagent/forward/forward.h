@@ -35,7 +35,9 @@ struct forward_limits {
 	unsigned max_flows_in_all;	/* 6144: of the 16,384 tunnels (proto/rpc.h) 10,240 are left to TCP */
 	unsigned udp_wait_bytes;	/* datagrams that wait for a lane; 64 MiB, the oldest go */
 	unsigned lane_wait_ms;		/* a client waits for a lane; 10 s */
-	unsigned open_wait_ms;		/* … for the guest's connect(); 30 s */
+	/* … for the guest's connect(); 30 s, up to four times that while others on its
+	 * lane have an answer */
+	unsigned open_wait_ms;
 	unsigned udp_idle_ms;		/* 90 s, as Lima means it */
 	unsigned retry_min_ms, retry_max_ms;	/* a taken host port is tried again; 100 ms … 5 s */
 };

@@ -17,6 +17,7 @@
 enum {
 	TCP_TICK_MS = 1000, /* looks whether clients that wait are still there */
 	TCP_TRIES = 3,      /* of one lane, for one client */
+	TCP_MORE_WAITS = 3, /* for the guest to connect, while it answers others */
 };
 
 enum tcp_state {
@@ -41,6 +42,7 @@ struct tcp_conn { /* owner: the set */
 	enum config_lane which; /* it is on, or was on last */
 	unsigned tries;         /* of that one */
 	unsigned tried;         /* bit 1 << lane: not again */
+	unsigned waits;         /* times its deadline was put off */
 };
 
 TAILQ_HEAD(tcp_list, tcp_conn);
@@ -57,10 +59,12 @@ struct tcp_set { /* freed by the hub's owner, after its last connection */
 	struct tcp_list conns;
 	size_t n_conns;
 	struct tcp_queue waiting, opening;
+	uint64_t answered_ms[LANE_COUNT]; /* by hub_guest_ms(): when the guest did last; 0: never */
 	unsigned timers;
 };
 
 static void conn_abort(struct tcp_conn *c);
+static void conn_set_state(struct tcp_conn *c, enum tcp_state state);
 
 /* --- the two queues with a deadline ---------------------------------------- */
 
@@ -111,6 +115,27 @@ static void drop_gone(struct tcp_queue *q)
 	}
 }
 
+/* In a crowd one may wait for longer than a guest that is not there would be waited for:
+ * while others have an answer, its turn comes. */
+static bool has_more_time(const struct tcp_conn *c, uint64_t now)
+{
+	uint64_t answered = c->set->answered_ms[c->which];
+
+	return c->state == TCP_OPENING && c->waits < TCP_MORE_WAITS && answered &&
+	       now - answered < c->set->opening.wait_ms;
+}
+
+static void time_is_up(struct tcp_conn *c)
+{
+	const char *what = c->state == TCP_OPENING ? "no answer from the guest for" :
+						     "no way into the guest for";
+
+	log_warn_limited("forward: %s `%s` in %u s; client reset", what, c->target->guest_addr,
+			 conn_queue(c)->wait_ms / 1000 * (c->waits + 1));
+	c->target->timeouts++;
+	conn_abort(c);
+}
+
 static void on_tick(uv_timer_t *timer)
 {
 	struct tcp_queue *q = timer->data;
@@ -118,12 +143,12 @@ static void on_tick(uv_timer_t *timer)
 	struct tcp_conn *c;
 
 	while ((c = TAILQ_FIRST(&q->list)) && c->deadline_ms <= now) {
-		log_warn_limited("forward: %s `%s` in %u s; client reset",
-				 c->state == TCP_OPENING ? "no answer from the guest for" :
-							   "no way into the guest for",
-				 c->target->guest_addr, q->wait_ms / 1000);
-		c->target->timeouts++;
-		conn_abort(c);
+		if (has_more_time(c, now)) {
+			c->waits++;
+			conn_set_state(c, TCP_OPENING); /* behind the others */
+		} else {
+			time_is_up(c);
+		}
 	}
 	drop_gone(q);
 	queue_arm(q);
@@ -186,11 +211,17 @@ static void conn_abort(struct tcp_conn *c)
 
 static void conn_dial(struct tcp_conn *c);
 
+static void note_answer(struct tcp_conn *c)
+{
+	c->set->answered_ms[c->which] = hub_guest_ms(c->set->hub);
+}
+
 static void on_opened(void *arg)
 {
 	struct tcp_conn *c = arg;
 
 	assert(c->state == TCP_OPENING); /* lane.h: not inside the call that asked */
+	note_answer(c);
 	latency_add(&c->target->connect, uv_hrtime() - c->dialed_ns);
 	c->target->lane = c->lane_name;
 	conn_set_state(c, TCP_RELAYING);
@@ -230,10 +261,13 @@ static void on_closed(void *arg, const struct error *why)
 	if (why->code != 0)
 		log_debug("forward: connection to guest `%s` ended: %s", c->target->guest_addr,
 			  why->msg);
-	if (c->state == TCP_OPENING)
+	if (c->state == TCP_OPENING) {
+		if (why->code != -ETIMEDOUT)
+			note_answer(c);
 		*(why->code == -ETIMEDOUT ? &c->target->timeouts : &c->target->refused) += 1;
-	else if (why->code != 0)
+	} else if (why->code != 0) {
 		c->target->resets++;
+	}
 	conn_free(c, why->code != 0 || c->state == TCP_OPENING);
 }
 

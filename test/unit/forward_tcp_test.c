@@ -488,6 +488,43 @@ static void test_tcp_client_is_reset_when_no_lane_comes(void **state)
 	fx_stop(&fx);
 }
 
+static void others_are_answered(struct fx *fx, uint16_t port, uint64_t ms)
+{
+	uint64_t until_ms = clock_mono_ms() + ms;
+
+	fx->lane.mode = MOCK_ECHO;
+	while (clock_mono_ms() < until_ms) {
+		int fd = fx_connect(SOCK_STREAM, "127.0.0.1", port);
+
+		fx_assert_echo(fx, fd, "x", 1);
+		close(fd);
+	}
+}
+
+/* In a crowd the guest is slow with some, but it is there. */
+static void test_tcp_client_has_more_time_while_others_are_answered(void **state)
+{
+	const struct forward_limits limits = { .open_wait_ms = 500 };
+	struct fx fx;
+	uint16_t port = start(&fx, MOCK_SILENT, &limits);
+	int slow = fx_connect(SOCK_STREAM, "127.0.0.1", port), never;
+	char in;
+
+	fx_turn(&fx, 50);
+	others_are_answered(&fx, port, 1000);
+	mock_lane_switch(&fx.lane, MOCK_ECHO);
+	fx_assert_echo(&fx, slow, "a", 1);
+	close(slow);
+	fx.lane.mode = MOCK_SILENT;
+	never = fx_connect(SOCK_STREAM, "127.0.0.1", port);
+	fx_turn(&fx, 50);
+	others_are_answered(&fx, port, 2000);	/* four times, then it is enough */
+	assert_int_equal(fx_receive(&fx, never, &in, 1), -ECONNRESET);
+	assert_int_equal(fx_row(&fx).timeouts, 1);
+	close(never);
+	fx_stop(&fx);
+}
+
 /* For longer than anybody waits, and longer than they are looked at: neither who waits
  * for the guest's answer nor who came meanwhile is turned away. */
 static void test_tcp_pause_of_the_machine_is_not_waited_against(void **state)
@@ -768,6 +805,7 @@ int main(void)
 		cmocka_unit_test(test_tcp_client_waits_for_the_lane),
 		cmocka_unit_test(test_tcp_client_survives_a_lane_that_breaks_before_connecting),
 		cmocka_unit_test(test_tcp_client_is_reset_when_no_lane_comes),
+		cmocka_unit_test(test_tcp_client_has_more_time_while_others_are_answered),
 		cmocka_unit_test(test_tcp_pause_of_the_machine_is_not_waited_against),
 		cmocka_unit_test(test_tcp_lane_that_never_comes),
 		cmocka_unit_test(test_tcp_open_connection_is_reset_when_the_lane_breaks),
