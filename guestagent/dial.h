@@ -1,11 +1,22 @@
 /* dial.h - "ip:port" as the host writes it, and what to connect to for it */
 #pragma once
 
+#include <assert.h>
 #include <netinet/in.h>
 #include <stdint.h>
 #include <sys/socket.h>
 
-enum { DIAL_MAX = 4 };	/* two of the text, two of ports_nat_dial() */
+enum {
+	DIAL_MAX = 4,		/* two of the text, two of ports_nat_dial() */
+	/* How long an address may be silent: one with others behind it, which are tried
+	 * then, and the last. A busy server: SYN goes again after 1, 3, 7, 15 s. */
+	DIAL_NEXT_MS = 3 * 1000,
+	DIAL_LAST_MS = 20 * 1000,
+	DIAL_HOST_WAITS_MS = 30 * 1000,	/* forward.h, open_wait_ms */
+};
+
+static_assert((DIAL_MAX - 1) * DIAL_NEXT_MS + DIAL_LAST_MS < DIAL_HOST_WAITS_MS,
+	      "the host hears why");
 
 union dial_addr {
 	struct sockaddr sa;

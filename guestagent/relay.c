@@ -36,7 +36,8 @@ static_assert(offsetof(struct relay_buffer, bytes) == sizeof(struct relay_reply)
 static_assert(_Alignof(struct relay_conn) >= 2, "the lowest bit of a pointer tells the side");
 
 static const uint64_t wait_ms[RELAY_WAITS] = {
-	[RELAY_WAIT_CONNECT] = RELAY_CONNECT_MS,
+	[RELAY_WAIT_CONNECT] = DIAL_LAST_MS,
+	[RELAY_WAIT_CONNECT_OR_NEXT] = DIAL_NEXT_MS,
 	[RELAY_WAIT_REPLY] = RELAY_REPLY_MS,
 };
 

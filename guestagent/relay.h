@@ -37,7 +37,6 @@ struct relay;
 enum {
 	RELAY_CONNECTIONS_MAX = 16384,
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
-	RELAY_CONNECT_MS = 20 * 1000,	/* a busy server: SYN goes again after 1, 3, 7, 15 s */
 	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */
 };
 

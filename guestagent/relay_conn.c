@@ -308,29 +308,33 @@ static void dial(struct relay_conn *c, int last, const uint8_t *data, size_t len
 		} else {
 			c->state = RELAY_CONNECTING;
 			server->writable = false;
-			relay_wait_for(c, RELAY_WAIT_CONNECT);
+			relay_wait_for(c, c->dialled < to.len ? RELAY_WAIT_CONNECT_OR_NEXT
+							      : RELAY_WAIT_CONNECT);
 		}
 		return;
 	}
 	refuse(c, -last);
 }
 
+static void dial_on(struct relay_conn *c, int why)
+{
+	close(c->ends[RELAY_SERVER].fd);
+	c->ends[RELAY_SERVER].fd = -1;
+	dial(c, why, NULL, 0);
+}
+
 /* Something happened to a connect() under way. */
 static void check_connect(struct relay_conn *c)
 {
-	struct relay_end *server = &c->ends[RELAY_SERVER];
 	size_t none = 0;
 	int rc = try_server(c, NULL, 0, &none);
 
 	if (rc == -EINPROGRESS)
 		return;
-	if (rc == 0) {
+	if (rc == 0)
 		on_connected(c);
-		return;
-	}
-	close(server->fd);
-	server->fd = -1;
-	dial(c, rc, NULL, 0);
+	else
+		dial_on(c, rc);
 }
 
 /* --- from the host ----------------------------------------------------------- */
@@ -639,7 +643,8 @@ void relay_conn_timeout(struct relay_conn *c)
 {
 	switch (c->wait) {
 	case RELAY_WAIT_HELLO: relay_conn_reset(c); break;
-	case RELAY_WAIT_CONNECT: refuse(c, ETIMEDOUT); break;
+	case RELAY_WAIT_CONNECT:
+	case RELAY_WAIT_CONNECT_OR_NEXT: dial_on(c, -ETIMEDOUT); break;
 	case RELAY_WAIT_REPLY: send_reply(c); break;
 	default: assert(0);
 	}

@@ -29,6 +29,7 @@ enum relay_state {
 enum relay_wait {
 	RELAY_WAIT_HELLO,	/* without a deadline: bounded by number */
 	RELAY_WAIT_CONNECT,
+	RELAY_WAIT_CONNECT_OR_NEXT,	/* another address is left */
 	RELAY_WAIT_REPLY,
 	RELAY_WAITS,
 	RELAY_WAIT_NONE = RELAY_WAITS,

@@ -24,10 +24,7 @@
 
 struct tunnels;
 
-enum {
-	TUNNEL_MAX = RPC_TUNNELS_MAX,
-	TUNNEL_CONNECT_MS = 20 * 1000,
-};
+enum { TUNNEL_MAX = RPC_TUNNELS_MAX };
 
 struct tunnels *tunnels_new(struct loop *loop);
 /* Adds to what a tunnel is to connect to (ports_dial()). */

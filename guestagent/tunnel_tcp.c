@@ -310,6 +310,7 @@ static void on_connect_failed(struct tcp *t, int code)
 		refuse(t, code);
 		return;
 	}
+	uv_timer_stop(&t->timer);
 	t->sock_made = false;	/* tcp_close() leaves it alone from here on */
 	uv_close((uv_handle_t *)&t->sock, on_retry_closed);
 }
@@ -337,7 +338,7 @@ static void on_connected(uv_connect_t *req, int status)
 
 static void on_connect_timeout(uv_timer_t *timer)
 {
-	refuse(timer->data, -ETIMEDOUT);
+	on_connect_failed(timer->data, -ETIMEDOUT);
 }
 
 static void try_connect(struct tcp *t)
@@ -358,6 +359,8 @@ static void try_connect(struct tcp *t)
 	t->handles++;
 	if (uv_fileno((uv_handle_t *)&t->sock, &fd) == 0)
 		dial_set_buffers(fd, tunnels_count(t->base.owner));
+	uv_timer_start(&t->timer, on_connect_timeout,
+		       t->tried < t->to.len ? DIAL_NEXT_MS : DIAL_LAST_MS, 0);
 	/* At once: no route, no such address here, as ::1 without IPv6. */
 	rc = uv_tcp_connect(&t->connect, &t->sock, &to->sa, on_connected);
 	if (rc < 0)
@@ -379,7 +382,6 @@ void tunnel_tcp_open(struct tunnels *owner, struct guest_stream *s, const struct
 	uv_timer_init(&tunnel_loop(owner)->uv, &t->timer);
 	t->timer.data = t;
 	t->handles = 1;
-	uv_timer_start(&t->timer, on_connect_timeout, TUNNEL_CONNECT_MS, 0);
 	guest_stream_set_callbacks(s, &cb);
 	guest_stream_pause(s);	/* a peer without kinds sends before we are connected */
 	try_connect(t);

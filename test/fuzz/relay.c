@@ -355,7 +355,7 @@ static void step_turn(struct fuzz_input *in)
 
 static void step_time(struct fuzz_input *in)
 {
-	static const unsigned steps[] = { 1, RELAY_REPLY_MS, RELAY_QUIET_MS, RELAY_CONNECT_MS };
+	static const unsigned steps[] = { 1, RELAY_REPLY_MS, RELAY_QUIET_MS, DIAL_LAST_MS };
 
 	now_ms += steps[fuzz_take(in) % ARRAY_SIZE(steps)];
 	relay_turn(relay, 0);
@@ -399,7 +399,7 @@ static void end(void)
 	come_to_rest();
 	for (unsigned i = 0; i < SERVERS; i++)
 		close_server(&servers[i], true);
-	now_ms += RELAY_CONNECT_MS + RELAY_QUIET_MS;
+	now_ms += DIAL_LAST_MS + RELAY_QUIET_MS;
 	come_to_rest();
 	assert(relay_get_stats(relay).connections == 0);
 	relay_release(relay);

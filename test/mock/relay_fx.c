@@ -49,6 +49,19 @@ struct server server_start(int family)
 	return s;
 }
 
+struct server server_silent(int ret_fds[2])
+{
+	struct server s = server_start(AF_INET);
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = s.port };
+
+	a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	assert_int_equal(listen(s.fd, 0), 0);
+	ret_fds[0] = s.fd;
+	ret_fds[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(connect(ret_fds[1], (struct sockaddr *)&a, sizeof(a)), 0);
+	return s;
+}
+
 struct relay_hello hello_to(const struct server *s)
 {
 	struct relay_hello h = { .magic = htons(RELAY_MAGIC),

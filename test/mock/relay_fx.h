@@ -34,6 +34,8 @@ struct server {
 struct relay *relay_start(unsigned connections_max);
 /* A TCP server on loopback, IPv4 or IPv6; told to the relay as that address. */
 struct server server_start(int family);
+/* One that never answers, for its queue is full: *ret_fds keep it so. */
+struct server server_silent(int ret_fds[2]);
 struct relay_hello hello_to(const struct server *s);
 int host_connect(struct relay *r);
 void wait_fd(int fd, short events);

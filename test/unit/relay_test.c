@@ -348,6 +348,41 @@ static void test_relay_host_goes_away_while_the_server_sends(void **state)
 	close(s.fd);
 }
 
+static void put_in_front(void *arg, struct dial *d)
+{
+	const struct server *silent = arg;
+
+	d->addrs[d->len++] = d->addrs[0];
+	d->addrs[0].in.sin_port = silent->port;
+}
+
+/* What one does not take another may; the client's first bytes go there. */
+static void test_relay_silent_address_gives_way(void **state)
+{
+	int keep[2], host, conn;
+	struct server silent = server_silent(keep), s = server_start(AF_INET);
+	struct relay_options opts = { .dial_more = put_in_front, .arg = &silent };
+	struct relay_hello h = hello_to(&s);
+	struct error err = ERROR_NONE;
+	struct relay *r;
+
+	assert_int_equal(relay_new(&opts, &r, &err), 0);
+	host = host_connect(r);
+	send_all(host, &h, sizeof(h));
+	host_say(host, "hello", 5);
+	conn = server_accept(&s);
+	expect(conn, "hello");
+	expect_reply(host, 0);
+	host_end(host);
+	close(conn);
+	host_expect_mark(host, RELAY_FRAME_DONE);
+	close(host);
+	relay_stop(r);
+	close(keep[0]);
+	close(keep[1]);
+	close(s.fd);
+}
+
 static void test_relay_refused(void **state)
 {
 	struct relay *r = relay_start(0);
@@ -763,6 +798,7 @@ int main(void)
 		cmocka_unit_test(test_relay_server_resets_after_its_end),
 		cmocka_unit_test(test_relay_reset_behind_pending_bytes),
 		cmocka_unit_test(test_relay_host_goes_away_while_the_server_sends),
+		cmocka_unit_test(test_relay_silent_address_gives_way),
 		cmocka_unit_test(test_relay_refused),
 		cmocka_unit_test(test_relay_hello_malformed),
 		cmocka_unit_test(test_relay_hello_in_pieces),

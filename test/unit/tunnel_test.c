@@ -566,6 +566,39 @@ static void test_tcp_next_address_when_one_fails_at_once(void **state)
 	fixture_stop(&f);
 }
 
+static union dial_addr silent;
+
+static void add_silent(void *arg, int proto, struct dial *d)
+{
+	d->addrs[1] = d->addrs[0];
+	d->addrs[0] = silent;
+	d->len = 2;
+}
+
+static void test_tcp_next_address_when_one_is_silent(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	char addr[64], full_addr[64];
+	scoped_fd int l = server_socket(SOCK_STREAM, addr);
+	scoped_fd int full = server_socket(SOCK_STREAM, full_addr);
+	scoped_fd int filler = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct dial to;
+
+	assert_int_equal(dial_parse(full_addr, &to), 0);
+	silent = to.addrs[0];
+	listen(full, 0);	/* takes one, and drops the SYN of any other */
+	assert_int_equal(connect(filler, &silent.sa, sizeof(silent.in)), 0);
+	fixture_start(&f);
+	tunnels_set_more(f.tunnels, add_silent, NULL);
+	tunnels_open(f.tunnels, &s, IPPROTO_TCP, addr);
+	wait_for(&f, s.opened || s.refused);
+	assert_int_equal(s.refused, 0);
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
 /* --- UDP ------------------------------------------------------------------ */
 
 static void test_udp_sizes_both_ways(void **state)
@@ -726,6 +759,7 @@ int main(void)
 		cmocka_unit_test(test_tcp_ends_while_connecting),
 		cmocka_unit_test(test_tcp_wildcard),
 		cmocka_unit_test(test_tcp_next_address_when_one_fails_at_once),
+		cmocka_unit_test(test_tcp_next_address_when_one_is_silent),
 		cmocka_unit_test(test_udp_sizes_both_ways),
 		cmocka_unit_test(test_udp_nobody_there),
 		cmocka_unit_test(test_udp_server_goes_away),
