@@ -208,14 +208,15 @@ void relay_bury(struct relay_conn *c)
 
 /* --- newcomers ---------------------------------------------------------------- */
 
-/* False: nobody is idle. */
+/* False: nobody is idle, or not for long. */
 static bool make_room(struct relay *r)
 {
 	struct relay_conn *oldest = TAILQ_FIRST(&r->waiting[RELAY_WAIT_HELLO]);
 
-	if (oldest)
-		relay_conn_timeout(oldest);
-	return oldest;
+	if (!oldest || r->now_ms < oldest->deadline_ms + RELAY_FRESH_MS)
+		return false;
+	relay_conn_timeout(oldest);
+	return true;
 }
 
 static void add(struct relay *r, int fd)

@@ -36,13 +36,14 @@ struct relay;
 
 enum {
 	RELAY_CONNECTIONS_MAX = 16384,
+	RELAY_FRESH_MS = 1000,		/* idle for less: the host may just have a client for it */
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
 	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */
 };
 
 struct relay_options {		/* 0: the default */
 	/* Fewer where RLIMIT_NOFILE allows fewer. One more closes the one that is idle for
-	 * longest, or itself. Idle ones have no limit of their own: the host gives clients
+	 * longest, or, when that is not long or there is none, itself. Idle ones have no limit of their own: the host gives clients
 	 * to them and closes what it has too many of, and what it has just said to one is
 	 * not here yet. */
 	unsigned connections_max;
