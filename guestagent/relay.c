@@ -39,6 +39,7 @@ static const uint64_t wait_ms[RELAY_WAITS] = {
 	[RELAY_WAIT_CONNECT] = DIAL_LAST_MS,
 	[RELAY_WAIT_CONNECT_OR_NEXT] = DIAL_NEXT_MS,
 	[RELAY_WAIT_REPLY] = RELAY_REPLY_MS,
+	[RELAY_WAIT_MEMORY] = RELAY_MEMORY_MS,
 };
 
 /* Through the control pipe to the thread. The end of the pipe is its end. */

@@ -38,6 +38,8 @@ enum {
 	RELAY_CONNECTIONS_MAX = 16384,
 	RELAY_FRESH_MS = 1000,		/* idle for less: the host may just have a client for it */
 	RELAY_REPLY_MS = 5,		/* "connected" waits for the server's first bytes */
+	RELAY_MEMORY_MS = 50,		/* until it is tried again, … */
+	RELAY_MEMORY_TRIES = 200,	/* … and so often without a byte that went */
 	RELAY_QUIET_MS = 2000,		/* nothing moved for so long: memory is given back */
 };
 

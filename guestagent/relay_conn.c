@@ -78,41 +78,72 @@ static void on_write_failed(struct relay_conn *c, struct relay_end *to)
 		c->state = RELAY_DRAINING;
 }
 
-/* As send(); a vsock wants its packet of up to 64 KiB in one piece of memory, and
- * fails where the guest's memory has none of that size (Linux 6.1,
- * virtio_transport_alloc_pkt()). Single pages there are. */
-static ssize_t send_now(int fd, const uint8_t *data, size_t len)
+/* As much as there is room for; *ret_code: the errno that ended it, or 0. A vsock wants
+ * its packet of up to 64 KiB in one piece of memory, and fails where the guest's memory
+ * has none of that size (Linux 6.1, virtio_transport_alloc_pkt()). Single pages there are. */
+static size_t send_now(int fd, const uint8_t *data, size_t len, int *ret_code)
 {
 	enum { PAGE = 4096 };
-	ssize_t n = send(fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
-	size_t sent = 0;
+	size_t sent = 0, piece = len;
 
-	if (n >= 0 || errno != ENOMEM)
-		return n;
+	*ret_code = 0;
 	while (sent < len) {
-		n = send(fd, data + sent, MIN(len - sent, (size_t)PAGE), MSG_NOSIGNAL | MSG_DONTWAIT);
+		size_t ask = MIN(len - sent, piece);
+		ssize_t n = send(fd, data + sent, ask, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && errno == ENOMEM && piece > PAGE) {
+			piece = PAGE;
+			continue;
+		}
 		if (n < 0)
-			return sent && would_block(errno) ? (ssize_t)sent : n;
-		sent += (size_t)n;
+			*ret_code = errno;
+		sent += n < 0 ? 0 : (size_t)n;
+		if (n < (ssize_t)ask)
+			break;
 	}
-	return (ssize_t)sent;
+	return sent;
+}
+
+/* No event tells of it: the host's end is tried again by time, and nothing else is
+ * waited for while something is written to it. False: it has been long enough. */
+static bool wait_for_memory(struct relay_conn *c)
+{
+	if (c->starved >= RELAY_MEMORY_TRIES)
+		return false;
+	if (c->wait != RELAY_WAIT_MEMORY)
+		relay_wait_for(c, RELAY_WAIT_MEMORY);
+	return true;
 }
 
 /* Bytes written, or -1: it failed and was dealt with. */
 static ssize_t end_write(struct relay_conn *c, struct relay_end *to, const uint8_t *data, size_t len)
 {
-	ssize_t n = send_now(to->fd, data, len);
+	bool to_host = to == &c->ends[RELAY_HOST];
+	int code;
+	size_t sent = send_now(to->fd, data, len, &code);
 
-	if (n < 0 && !would_block(errno)) {
+	if (to_host && sent)
+		c->starved = 0;
+	if (code == ENOMEM && to_host && wait_for_memory(c)) {
+		to->writable = false;
+		return (ssize_t)sent;
+	}
+	if (code && !would_block(code)) {
 		on_write_failed(c, to);
 		return -1;
 	}
-	n = MAX(n, (ssize_t)0);
-	if ((size_t)n < len) {
+	if (sent < len) {
 		to->writable = false;
 		relay_watch_room(c, side_of(c, to));
 	}
-	return n;
+	return (ssize_t)sent;
+}
+
+static void try_memory_again(struct relay_conn *c)
+{
+	relay_wait_for(c, RELAY_WAIT_NONE);
+	c->starved++;
+	c->ends[RELAY_HOST].writable = true;
 }
 
 static void keep(struct relay_end *to, const uint8_t *data, size_t len)
@@ -646,6 +677,7 @@ void relay_conn_timeout(struct relay_conn *c)
 	case RELAY_WAIT_CONNECT:
 	case RELAY_WAIT_CONNECT_OR_NEXT: dial_on(c, -ETIMEDOUT); break;
 	case RELAY_WAIT_REPLY: send_reply(c); break;
+	case RELAY_WAIT_MEMORY: try_memory_again(c); break;
 	default: assert(0);
 	}
 }

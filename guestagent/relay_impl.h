@@ -31,6 +31,7 @@ enum relay_wait {
 	RELAY_WAIT_CONNECT,
 	RELAY_WAIT_CONNECT_OR_NEXT,	/* another address is left */
 	RELAY_WAIT_REPLY,
+	RELAY_WAIT_MEMORY,	/* of the kernel's, for the host's bytes */
 	RELAY_WAITS,
 	RELAY_WAIT_NONE = RELAY_WAITS,
 };
@@ -60,6 +61,7 @@ struct relay_conn {
 	uint16_t held;		/* bytes in the host's queue that were passed on: relay_host.h */
 	bool queued;		/* in `busy` */
 	uint8_t dialled;	/* addresses tried */
+	uint8_t starved;	/* times in a row that there was no memory for a byte */
 	uint8_t hello_len;
 	uint8_t frame_have, frame_head[RELAY_FRAME_HEAD];	/* of the host's next frame */
 	uint32_t frame_left;	/* bytes of the host's frame still to come */

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -156,6 +157,62 @@ static void test_relay_what_no_host_says(void **state)
 	close(s.fd);
 }
 
+/* --- a guest that is short of memory ------------------------------------------------ */
+
+static atomic_int piece_max, pieces_left, shortages;	/* 0: as much as one likes */
+
+ssize_t __real_send(int fd, const void *data, size_t len, int flags);
+ssize_t __wrap_send(int fd, const void *data, size_t len, int flags);
+
+/* As a vsock's, whose part unix sockets play here: of the relay's end. */
+ssize_t __wrap_send(int fd, const void *data, size_t len, int flags)
+{
+	int domain = 0;
+	socklen_t size = sizeof(domain);
+
+	getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+	if (piece_max && domain == AF_UNIX && flags & MSG_DONTWAIT) {
+		if (len > (size_t)piece_max || pieces_left <= 0) {
+			atomic_fetch_add(&shortages, 1);
+			errno = ENOMEM;
+			return -1;
+		}
+		atomic_fetch_sub(&pieces_left, 1);
+	}
+	return __real_send(fd, data, len, flags);
+}
+
+/* Not a page: what was written stays written, and the rest goes when there is one. */
+static void test_relay_waits_for_memory(void **state)
+{
+	enum { SIZE = 300000 };
+	struct relay *r = relay_start(0);
+	struct server s = server_start(AF_INET);
+	scoped_free uint8_t *data = xcalloc(1, SIZE), *got = xcalloc(1, SIZE);
+	int host, conn = connect_through(r, &s, &host);
+	uint32_t mark;
+
+	expect_reply(host, 0);
+	for (size_t i = 0; i < SIZE; i++)
+		data[i] = (uint8_t)(i * 31 + (i >> 11));
+	pieces_left = 3;
+	piece_max = 4096;
+	send_all(conn, data, SIZE);
+	wait_until(shortages >= 5);	/* it was tried again, more than once */
+	pieces_left = 1;		/* now and then there is one */
+	wait_until(pieces_left == 0);
+	piece_max = 0;
+	assert_int_equal(host_recv(host, got, SIZE, &mark), SIZE);
+	assert_memory_equal(got, data, SIZE);
+	host_end(host);
+	expect_end(conn);
+	close(conn);
+	host_expect_mark(host, RELAY_FRAME_DONE);
+	close(host);
+	relay_stop(r);
+	close(s.fd);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -164,6 +221,7 @@ int main(void)
 		cmocka_unit_test(test_relay_frames_in_pieces),
 		cmocka_unit_test(test_relay_host_vanishes_behind_a_small_message),
 		cmocka_unit_test(test_relay_what_no_host_says),
+		cmocka_unit_test(test_relay_waits_for_memory),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
