@@ -214,6 +214,8 @@ class Clients:
             pass
         except OSError:
             self.drop(fd)
+            if c in self.together:    # it left before the others
+                self.together.remove(c)
             c.close()
 
     def drop(self, fd):
