@@ -59,6 +59,9 @@ struct driver_callbacks {
 	void (*event)(void *arg, enum driver_event event, const char *detail);
 	/* One line for the user, e.g. the notice that TCG is used and why. */
 	void (*notice)(void *arg, const char *text);
+	/* stop() waits for something else first, for @ms at most. @text: for what, and the
+	 * price of not waiting. */
+	void (*delayed)(void *arg, const char *text, unsigned ms);
 	void *arg;
 };
 
@@ -119,7 +122,7 @@ struct driver_ops {
 	void (*snapshot)(struct driver *d, enum snapshot_change change, const char *tag,
 			 driver_done_fn done, void *arg);
 	/* Asks the guest to power off, then quits, then kills; each with its
-	 * wait (qemu/stop.h), and all that after a snapshot that is under way.
+	 * wait (qemu/stop.h), and all that after a snapshot that is under way: delayed().
 	 * @force starts at quit, now, also when a patient stop is under way already:
 	 * both callbacks run. DRIVER_EXITED comes before them; a start() in flight
 	 * ends with -ECANCELED. */

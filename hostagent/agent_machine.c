@@ -109,10 +109,17 @@ static void on_driver_notice(void *arg, const char *text)
 	events_notice(a->events, text);
 }
 
+static void on_driver_delayed(void *arg, const char *text, unsigned ms)
+{
+	struct agent *a = arg;
+
+	events_delay(a->events, text, ms);
+}
+
 static int open_driver(struct agent *a, struct error *err)
 {
 	struct driver_callbacks cb = { .event = on_driver_event, .notice = on_driver_notice,
-				       .arg = a };
+				       .delayed = on_driver_delayed, .arg = a };
 
 	a->driver_spec = (struct driver_spec){
 		.name = a->o->name,

@@ -16,6 +16,7 @@ enum {
 	TEXT_MAX_BYTES = 2048,	/* any text in an event; guests have a say in some */
 	ERRORS_MAX = 32,	/* kept in status.errors */
 	LINE_MAX_BYTES = 256 * 1024,	/* a line we are willing to parse */
+	DELAY_MAX_MS = 2 * 24 * 3600 * 1000,	/* that we are willing to wait */
 };
 
 struct subscriber {
@@ -233,6 +234,15 @@ void events_notice(struct events *e, const char *notice)
 	emit(e, status);
 }
 
+void events_delay(struct events *e, const char *notice, uint64_t ms)
+{
+	json_t *status = status_new(e);
+
+	set_text(status, "notice", notice);
+	json_object_set_new(status, "delayMillis", json_integer((json_int_t)ms));
+	emit(e, status);
+}
+
 void events_port(struct events *e, const struct forward_event *ev)
 {
 	json_t *status = status_new(e), *port = json_object();
@@ -313,6 +323,7 @@ static void read_step(const json_t *step, struct event_view *view)
 static void read_status(const json_t *status, struct event_view *view)
 {
 	json_int_t port = json_integer_value(json_object_get(status, "sshLocalPort"));
+	json_int_t delay = json_integer_value(json_object_get(status, "delayMillis"));
 	const json_t *forward = json_object_get(status, "portForward");
 
 	view->running = json_is_true(json_object_get(status, "running"));
@@ -322,6 +333,7 @@ static void read_status(const json_t *status, struct event_view *view)
 	view->first_error =
 		json_string_value(json_array_get(json_object_get(status, "errors"), 0));
 	view->notice = get_text(status, "notice", NULL);
+	view->delay_ms = delay > 0 ? MIN((uint64_t)delay, (uint64_t)DELAY_MAX_MS) : 0;
 	view->port.type = get_text(forward, "type", NULL);
 	view->port.protocol = get_text(forward, "protocol", "");
 	view->port.guest_addr = get_text(forward, "guestAddr", "");

@@ -3,7 +3,8 @@
  * The shape is Lima's (reference/hostagent.md §6), one object a line:
  * {"time": RFC3339, "status": {running, degraded, exiting, errors, sshLocalPort,
  * portForward, vsock}}. Ours adds status.step {name, state: started|done|failed,
- * ms, detail, error} which `start` turns into its display, and status.notice.
+ * ms, detail, error} which `start` turns into its display, status.notice and, with
+ * it, status.delayMillis: a stop takes up to as much longer.
  * Sub-objects describe this event only and are not repeated in later ones.
  */
 #pragma once
@@ -30,6 +31,8 @@ void events_exiting(struct events *e, const char *error);	/* NULL: in order */
 void events_step(struct events *e, const char *name, enum step_state state, uint64_t ms,
 		 const char *detail, const char *error);
 void events_notice(struct events *e, const char *text);
+/* A notice that stopping takes up to @ms longer. */
+void events_delay(struct events *e, const char *text, uint64_t ms);
 void events_port(struct events *e, const struct forward_event *ev);
 /* @type: Lima's "started", "skipped" about ssh over the vsock; ours "lane-up",
  * "lane-down" about forwards. @host_addr, @reason: "" for none, @vsock_port: 0. */
@@ -53,6 +56,7 @@ struct event_view {	/* borrowed from the parsed line */
 		const char *detail, *error;	/* "" when absent */
 	} step;
 	const char *notice;		/* NULL: none */
+	uint64_t delay_ms;		/* of a stop, 0: none */
 	struct {
 		const char *type;	/* NULL: no port event; "forwarding" … */
 		const char *protocol, *guest_addr, *host_addr, *error;

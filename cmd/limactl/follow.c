@@ -88,6 +88,7 @@ static void take_event(struct follow *f, const struct event_view *v)
 		f->ssh_port = v->ssh_port;
 	if (v->first_error)
 		snprintf(f->reason, sizeof(f->reason), "%s", v->first_error);
+	f->delay_ms = MAX(f->delay_ms, v->delay_ms);
 	if (v->notice)
 		log_warn("%s", v->notice);
 	if (v->step.name)
@@ -193,11 +194,11 @@ static int check(struct follow *f, enum follow_until until, bool gone, struct er
 
 int follow_wait(struct follow *f, enum follow_until until, uint64_t timeout_ms, struct error *err)
 {
-	uint64_t deadline = clock_mono_ms() + timeout_ms;
+	uint64_t began = clock_mono_ms();
 
 	for (;;) {
 		bool gone = is_gone(f);	/* before reading: its last words are in the log then */
-		uint64_t now;
+		uint64_t now, deadline;
 		int rc;
 
 		read_log(f);
@@ -207,9 +208,10 @@ int follow_wait(struct follow *f, enum follow_until until, uint64_t timeout_ms, 
 		if (interrupt_check(err) < 0 || rc < 0)	/* Ctrl-C is the better reason */
 			return err->code;
 		now = clock_mono_ms();
+		deadline = began + timeout_ms + (until == FOLLOW_GONE ? f->delay_ms : 0);
 		if (now >= deadline)
 			return error_set(err, -ETIMEDOUT, "no answer in %.0f s",
-					 (double)timeout_ms / 1000);
+					 (double)(deadline - began) / 1000);
 		wait_a_bit(f, deadline - now);
 	}
 }

@@ -23,6 +23,7 @@ struct follow {
 	bool began, running, degraded, exiting;
 	unsigned forwards, waiting_forwards;	/* port events since the start */
 	uint16_t ssh_port;
+	uint64_t delay_ms;	/* it told that a stop takes up to as much longer */
 	char reason[1024];	/* first error of a degraded or exiting event */
 };
 
@@ -36,8 +37,8 @@ enum follow_until { FOLLOW_BEGAN, FOLLOW_RUNNING, FOLLOW_GONE };
 
 /* Waits for what @until says. FOLLOW_RUNNING: 0 when running (look at
  * degraded), negative with the host agent's own reason when it gave up.
- * FOLLOW_GONE: 0 when its process has ended. -ETIMEDOUT, -ECANCELED
- * (interrupted) otherwise. */
+ * FOLLOW_GONE: 0 when its process has ended, for which it is given f->delay_ms
+ * more. -ETIMEDOUT, -ECANCELED (interrupted) otherwise. */
 int follow_wait(struct follow *f, enum follow_until until, uint64_t timeout_ms, struct error *err);
 
 /* Waits up to @wait_ms, whatever is pending, and tells if the host agent's

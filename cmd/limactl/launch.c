@@ -356,8 +356,8 @@ int launch_stop(const struct instance *inst, struct ui *ui, struct error *err)
 	if (rc == 0)
 		rc = follow_wait(&f, FOLLOW_GONE, STOP_TIMEOUT_MS, err);
 	if (rc == -ETIMEDOUT)
-		error_set(err, rc, "still running after %d s; limactl stop -f %s ends it at once",
-			  STOP_TIMEOUT_MS / 1000, inst->name);
+		error_set(err, rc, "still running after %llu s; limactl stop -f %s ends it at once",
+			  (unsigned long long)(STOP_TIMEOUT_MS + f.delay_ms) / 1000, inst->name);
 	else if (rc == -ECANCELED)
 		error_set(err, rc, "interrupted; the machine goes on stopping");
 	else if (rc == 0)

@@ -30,9 +30,10 @@ int launch_start(const struct instance *inst, const struct launch_options *opts,
  * starts it as it is now. */
 int launch_again(const struct instance *before, const struct launch_options *opts, struct ui *ui,
 		 struct error *err);
-/* Asks the host agent to stop the machine and waits until both are gone. When
- * the host agent is dead but the machine runs, a new one is started first: it
- * adopts the machine. */
+/* Asks the host agent to stop the machine and waits until both are gone, longer
+ * than STOP_TIMEOUT_MS where it says how much longer (follow.h). When the host
+ * agent is dead but the machine runs, a new one is started first: it adopts the
+ * machine. */
 int launch_stop(const struct instance *inst, struct ui *ui, struct error *err);
 /* Kills both, removes what they leave: *.pid, *.sock, *.tmp.*. */
 int launch_kill(const struct instance *inst, struct error *err);

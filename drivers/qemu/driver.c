@@ -178,6 +178,7 @@ static void on_exit_seen(void *arg, const struct process_exit *how)
 	uv_timer_stop(&vm->turn);
 	uv_timer_stop(&vm->room);
 	uv_timer_stop(&vm->logs);
+	uv_timer_stop(&vm->settle);
 	drop_qmp(vm);
 	if (vm->stop)
 		stop_free(steal_ptr(&vm->stop));
@@ -638,13 +639,27 @@ static void begin_stop(struct qemu_vm *vm, bool force)
 
 	vm->stop_waits = false;
 	uv_timer_stop(&vm->turn);
+	uv_timer_stop(&vm->settle);
 	vm->stop = stop_begin(&target, &vm->waits, force);
 }
 
 void vm_snapshot_is_over(struct qemu_vm *vm)
 {
-	if (vm->stop_waits && !vm->closing && vm->process)
+	if (vm->stop_waits && !vm->snapshot.unsettled && !vm->closing && vm->process)
 		begin_stop(vm, false);
+}
+
+/* QEMU hears nothing until then, and would be ended for it. */
+static void stop_after_snapshot(struct qemu_vm *vm)
+{
+	unsigned ms = vm_snapshot_wait_ms(vm);
+	scoped_free char *text =
+		xasprintf("a snapshot is under way; stopping when it is done, in %u s at most. limactl "
+			  "stop -f %s does not wait: the snapshot may be lost, and what the guest did not "
+			  "write to its disk yet is", ms / 1000, vm->spec->name);
+
+	vm->stop_waits = true;
+	vm->cb.delayed(vm->cb.arg, text, ms);
 }
 
 static void qemu_stop(struct driver *d, bool force, driver_done_fn done, void *arg)
@@ -664,9 +679,7 @@ static void qemu_stop(struct driver *d, bool force, driver_done_fn done, void *a
 		if (force)
 			stop_force(vm->stop);
 	} else if (!force && vm_snapshot_changes(vm)) {
-		/* QEMU hears nothing until then, and would be ended for it */
-		vm_notice(vm, "a snapshot is under way; stopping when it is done");
-		vm->stop_waits = true;
+		stop_after_snapshot(vm);
 	} else {
 		begin_stop(vm, force);
 	}
@@ -725,6 +738,7 @@ static void qemu_close(struct driver *d)
 	uv_close((uv_handle_t *)&vm->turn, on_handle_closed);
 	uv_close((uv_handle_t *)&vm->room, on_handle_closed);
 	uv_close((uv_handle_t *)&vm->logs, on_handle_closed);
+	uv_close((uv_handle_t *)&vm->settle, on_handle_closed);
 }
 
 static int qemu_open(struct loop *loop, const struct driver_spec *spec,
@@ -739,8 +753,9 @@ static int qemu_open(struct loop *loop, const struct driver_spec *spec,
 	uv_timer_init(&loop->uv, &vm->turn);
 	uv_timer_init(&loop->uv, &vm->room);
 	uv_timer_init(&loop->uv, &vm->logs);
-	vm->turn.data = vm->room.data = vm->logs.data = vm;
-	vm->refs = 3;
+	uv_timer_init(&loop->uv, &vm->settle);
+	vm->turn.data = vm->room.data = vm->logs.data = vm->settle.data = vm;
+	vm->refs = 4;
 	*ret = (struct driver *)vm;
 	return 0;
 }
@@ -748,6 +763,11 @@ static int qemu_open(struct loop *loop, const struct driver_spec *spec,
 void qemu_driver_set_waits(struct driver *d, const struct stop_waits *waits)
 {
 	vm_of(d)->waits = *waits;
+}
+
+void qemu_driver_set_job_wait(struct driver *d, unsigned ms)
+{
+	vm_of(d)->snapshot.job_ms = ms;
 }
 
 void qemu_driver_set_unplug_wait(struct driver *d, unsigned ms)

@@ -21,5 +21,7 @@ extern const struct driver_ops qemu_driver_ops;
 
 /* Shorter waits, for tests; before stop(). */
 void qemu_driver_set_waits(struct driver *d, const struct stop_waits *waits);
+/* For a snapshot's job; 0: what the memory takes. */
+void qemu_driver_set_job_wait(struct driver *d, unsigned ms);
 /* For the guest to let go of a device; 0: change.h's. */
 void qemu_driver_set_unplug_wait(struct driver *d, unsigned ms);

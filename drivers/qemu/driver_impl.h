@@ -51,6 +51,7 @@ struct qemu_vm {		/* owner: the host agent. refs: own handles */
 	void (*next)(struct qemu_vm *vm);
 	uv_timer_t room;	/* paused by a full disk: look for room */
 	uv_timer_t logs;	/* while it runs: log_file.h */
+	uv_timer_t settle;	/* a snapshot's job may go on: look for its end */
 
 	driver_done_fn start_done;	/* start() or adopt() in flight */
 	void *start_arg;
@@ -83,6 +84,10 @@ struct qemu_vm {		/* owner: the host agent. refs: own handles */
 		driver_snapshots_fn listed;	/* one of the two */
 		driver_done_fn done;
 		void *arg;
+		/* What nobody waits for any more, but whose end was not seen. */
+		bool unsettled, asking;
+		uint64_t settle_until_ms;	/* uv_now() time */
+		unsigned job_ms;	/* for tests, 0: what the memory takes */
 	} snapshot;
 };
 
@@ -91,7 +96,7 @@ void vm_notice(struct qemu_vm *vm, const char *fmt, ...) __attribute__((format(p
 void vm_event(struct qemu_vm *vm, enum driver_event what, const char *detail);
 char *vm_file(const struct qemu_vm *vm, enum instance_file f);	/* caller frees */
 
-/* A change is; whoever was told may have closed the driver. */
+/* No change is under way any more; whoever was told may have closed the driver. */
 void vm_snapshot_is_over(struct qemu_vm *vm);
 
 /* --- driver_events.c ------------------------------------------------------ */
@@ -114,7 +119,9 @@ void vm_changes_cancel(struct qemu_vm *vm);	/* tells them so and forgets them */
 void vm_snapshots(struct driver *d, driver_snapshots_fn listed, void *arg);
 void vm_snapshot(struct driver *d, enum snapshot_change change, const char *tag,
 		 driver_done_fn done, void *arg);
-bool vm_snapshot_changes(const struct qemu_vm *vm);	/* one is under way */
+/* One is under way, or may be for all we know: QEMU hears nothing. */
+bool vm_snapshot_changes(const struct qemu_vm *vm);
+unsigned vm_snapshot_wait_ms(struct qemu_vm *vm);	/* how long at most */
 void vm_snapshot_event(struct qemu_vm *vm, const char *name, json_t *data);
 void vm_snapshot_lost(struct qemu_vm *vm);	/* no QMP any more */
 void vm_snapshot_cancel(struct qemu_vm *vm);	/* tells it so and forgets it */

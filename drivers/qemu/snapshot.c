@@ -213,7 +213,9 @@ static void on_deadline(void *arg)
 	struct error err = ERROR_NONE;
 
 	error_set(&err, -ETIMEDOUT, "QEMU was not done in %u s and goes on; the guest stands still "
-		  "until then", s->o.job_ms / 1000);
+		  "until then%s. `limactl snapshot list` answers again when it is, and `limactl "
+		  "stop` waits for it", s->o.job_ms / 1000,
+		  s->change == SNAPSHOT_APPLY ? ", and for good if it fails" : "");
 	end(s, &err);
 }
 
@@ -361,6 +363,13 @@ void qemu_snapshot_qmp_lost(struct qemu_snapshot *s)
 {
 	talk_qmp_lost(&s->talk, s->job_asked ?
 		      "; `limactl snapshot list` shows what came of it" : "");
+}
+
+bool qemu_snapshot_job_goes_on(const struct qemu_snapshot *s)
+{
+	int code = s->talk.err.code;
+
+	return s->talk.ended && s->job_asked && (code == -ETIMEDOUT || code == -ECONNRESET);
 }
 
 void qemu_snapshot_free(struct qemu_snapshot *s)

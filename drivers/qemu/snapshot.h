@@ -40,5 +40,8 @@ struct qemu_snapshot *qemu_snapshot_change(const struct qemu_snapshot_options *o
 void qemu_snapshot_event(struct qemu_snapshot *s, const char *name, json_t *data);
 /* The connection is gone: ends with -ECONNRESET, if it did not end yet. */
 void qemu_snapshot_qmp_lost(struct qemu_snapshot *s);
+/* It ended and its job perhaps did not: the deadline passed, or the connection was lost.
+ * QEMU answers nothing until it did. */
+bool qemu_snapshot_job_goes_on(const struct qemu_snapshot *s);
 /* Any time, also inside its callbacks; none follows. A job that runs goes on. */
 void qemu_snapshot_free(struct qemu_snapshot *s);

@@ -62,6 +62,12 @@ static void on_notice(void *arg, const char *text)
 	strv_add(&((struct vm *)arg)->notices, text);
 }
 
+static void on_delayed(void *arg, const char *text, unsigned ms)
+{
+	on_notice(arg, text);
+	((struct vm *)arg)->delay_ms = ms;
+}
+
 void qemu_vm_is_done(void *arg, const struct error *err)
 {
 	struct done *d = arg;
@@ -98,7 +104,7 @@ static uint16_t free_port(void)
 
 void qemu_vm_open_driver(struct vm *vm)
 {
-	const struct driver_callbacks cb = { on_event, on_notice, vm };
+	const struct driver_callbacks cb = { on_event, on_notice, on_delayed, vm };
 	struct error err = ERROR_NONE;
 
 	assert_int_equal(qemu_driver_ops.open(&vm->loop, &vm->spec, &cb, &vm->driver, &err), 0);

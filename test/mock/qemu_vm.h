@@ -36,6 +36,7 @@ struct vm {
 	unsigned n_event[DRIVER_AGENT_PORT_CLOSED + 1];
 	char exit_detail[512];
 	struct strv notices;
+	unsigned delay_ms;	/* of the stop, as told */
 	bool after_exit;	/* an event came after the last one */
 };
 

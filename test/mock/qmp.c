@@ -203,22 +203,29 @@ static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *b)
 	}
 }
 
-struct mock_qmp *mock_qmp_new(struct loop *loop, const char *schema_path, int *ret_fd)
+struct mock_qmp *mock_qmp_on(struct loop *loop, const char *schema_path, int fd)
 {
 	struct mock_qmp *m = xnew(struct mock_qmp);
-	int fds[2], rc = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds);
+	int rc;
 
-	assert(rc == 0);
 	m->loop = loop;
 	m->schema = json_load_file(schema_path, 0, NULL);
 	assert(m->schema);
 	uv_pipe_init(&loop->uv, &m->pipe, 0);
 	m->pipe.data = m;
-	rc = uv_pipe_open(&m->pipe, fds[0]);
+	rc = uv_pipe_open(&m->pipe, fd);
 	assert(rc == 0);
 	uv_read_start((uv_stream_t *)&m->pipe, on_alloc, on_read);
-	*ret_fd = fds[1];
 	return m;
+}
+
+struct mock_qmp *mock_qmp_new(struct loop *loop, const char *schema_path, int *ret_fd)
+{
+	int fds[2], rc = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds);
+
+	assert(rc == 0);
+	*ret_fd = fds[1];
+	return mock_qmp_on(loop, schema_path, fds[0]);
 }
 
 static void on_closed(uv_handle_t *h)

@@ -34,6 +34,8 @@ struct mock_qmp {
 
 /* *ret_fd: the client's end. @schema_path: qmp-schema.json. */
 struct mock_qmp *mock_qmp_new(struct loop *loop, const char *schema_path, int *ret_fd);
+/* Takes @fd, a client that connected. */
+struct mock_qmp *mock_qmp_on(struct loop *loop, const char *schema_path, int fd);
 void mock_qmp_greet(struct mock_qmp *m);
 void mock_qmp_send(struct mock_qmp *m, const char *text);	/* raw, as it is */
 void mock_qmp_event(struct mock_qmp *m, const char *name, json_t *data);	/* takes @data */

@@ -106,6 +106,16 @@ static void test_events_step_and_port_are_not_repeated(void **state)
 	r = next(&v);
 	assert_null(v.port.type);
 	assert_string_equal(v.notice, "using TCG");
+	assert_int_equal(v.delay_ms, 0);
+	json_decref(r);
+	events_delay(events, "a snapshot", 1200);
+	r = next(&v);
+	assert_string_equal(v.notice, "a snapshot");
+	assert_int_equal(v.delay_ms, 1200);
+	json_decref(r);
+	events_booting(events);
+	r = next(&v);
+	assert_int_equal(v.delay_ms, 0);
 	json_decref(r);
 }
 

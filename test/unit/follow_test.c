@@ -127,6 +127,22 @@ static void test_follow_times_out(void **state)
 	end(pid);
 }
 
+/* One who must not be ended half way says so, and is waited for. */
+static void test_follow_waits_longer_when_told(void **state)
+{
+	pid_t pid = host_agent(BOOTING, EVENT("\"notice\":\"a snapshot\",\"delayMillis\":500"), false);
+	struct error err = { 0 };
+	struct follow f;
+
+	assert_int_equal(follow(pid, FOLLOW_BEGAN, 10000, &f, &err), 0);
+	assert_int_equal(follow(pid, FOLLOW_GONE, 200, &f, &err), -ETIMEDOUT);
+	assert_int_equal(f.delay_ms, 500);
+	assert_string_equal(err.msg, "no answer in 1 s");	/* 0.7 */
+	assert_int_equal(follow(pid, FOLLOW_RUNNING, 200, &f, &err), -ETIMEDOUT);
+	assert_string_equal(err.msg, "no answer in 0 s");
+	end(pid);
+}
+
 static void test_follow_needs_no_log_to_see_the_end(void **state)
 {
 	pid_t pid = host_agent("", "", true);
@@ -189,6 +205,7 @@ int main(void)
 		cmocka_unit_test(test_follow_degraded_is_running_with_a_reason),
 		cmocka_unit_test(test_follow_gives_the_host_agents_last_words),
 		cmocka_unit_test(test_follow_times_out),
+		cmocka_unit_test(test_follow_waits_longer_when_told),
 		cmocka_unit_test(test_follow_needs_no_log_to_see_the_end),
 		cmocka_unit_test(test_follow_interrupt_wins_over_a_dead_host_agent),
 		cmocka_unit_test(test_follow_log_tail_keeps_what_is_serious),

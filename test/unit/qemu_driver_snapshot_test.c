@@ -202,7 +202,8 @@ static void test_driver_stop_during_a_snapshot(void **state)
 	qemu_vm_run_until(&vm, done.n);
 	assert_int_equal(done.err.code, 0);
 	assert_int_equal(vm.stopped.n, 0);
-	assert_true(qemu_vm_noticed(&vm, "a snapshot"));
+	assert_true(qemu_vm_noticed(&vm, "limactl stop -f dev does not wait: the snapshot may be lost"));
+	assert_true(vm.delay_ms > 2 * 120 * 1000);
 	qemu_vm_run_until(&vm, vm.stopped.n);
 	assert_int_equal(vm.n_event[DRIVER_SHUTDOWN], 1);
 	qemu_vm_finish(&vm);
