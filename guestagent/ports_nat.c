@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "guestagent/nat_legacy.h"
 #include "guestagent/nat_nft.h"
@@ -18,6 +19,8 @@ enum {
 	LOCALS_MAX = 1024,
 	READ_DUTY = 8,
 	READ_REST_MAX_MS = 10 * 1000,
+	FIRST_READING_MS = 500,		/* how long one that fails is made again at once */
+	RETRIES = 10,			/* each after twice the time; the rescan goes on, then */
 };
 
 /* One reading, on a thread of the pool. */
@@ -40,6 +43,7 @@ struct ports_nat {
 	uv_timer_t timer;
 	struct job *job;		/* under way */
 	bool wanted;			/* read again */
+	unsigned failures;		/* in a row */
 	bool legacy_there;
 	uint64_t next_allowed_ms;
 	pthread_mutex_t lock;		/* guards these two: written on the loop only */
@@ -246,6 +250,7 @@ static void end_job(struct job *j)
 	struct ports_nat *n = j->owner;
 
 	n->job = NULL;
+	n->failures = j->failed ? n->failures + 1 : 0;
 	n->legacy_there = j->legacy_there;
 	n->next_allowed_ms = clock_mono_ms() +
 			     MIN(READ_DUTY * j->took_ms, (uint64_t)READ_REST_MAX_MS);
@@ -268,6 +273,7 @@ static struct job *new_job(struct ports_nat *n)
 {
 	struct job *j = xnew(struct job);
 
+	uv_timer_stop(&n->timer);
 	n->wanted = false;
 	j->owner = n;
 	j->with_nft = nat_watch_has_nft(n->watch);
@@ -280,12 +286,20 @@ static void start_job(struct ports_nat *n)
 	uv_queue_work(&n->loop->uv, &new_job(n)->work, run_job, on_job_done);
 }
 
-static void do_job_now(struct ports_nat *n)
+/* Tables may change while they are read, and memory may be short for a moment. */
+static void do_jobs_now(struct ports_nat *n)
 {
-	struct job *j = new_job(n);
+	uint64_t end_ms = clock_mono_ms() + FIRST_READING_MS;
 
-	run_job(&j->work);
-	end_job(j);
+	for (;;) {
+		struct job *j = new_job(n);
+
+		run_job(&j->work);
+		end_job(j);
+		if (n->failures == 0 || clock_mono_ms() >= end_ms)
+			return;
+		usleep(NAT_SETTLE_MS * 1000);
+	}
 }
 
 static void on_timer(uv_timer_t *timer)
@@ -296,12 +310,23 @@ static void on_timer(uv_timer_t *timer)
 		start_job(n);
 }
 
-/* Sleeps without end when nothing is wanted and no legacy table is there. */
+/* UINT64_MAX: when nothing is wanted and no legacy table is there. */
+static uint64_t next_reading_ms(const struct ports_nat *n)
+{
+	uint64_t ms = n->legacy_there ? NAT_LEGACY_MS : UINT64_MAX;
+
+	if (n->wanted)
+		return NAT_SETTLE_MS;
+	if (n->failures > 0 && n->failures <= RETRIES)
+		ms = MIN(ms, (uint64_t)NAT_SETTLE_MS << (n->failures - 1));
+	return ms;
+}
+
 static void plan(struct ports_nat *n)
 {
-	uint64_t now_ms = clock_mono_ms(), wait_ms = n->wanted ? NAT_SETTLE_MS : NAT_LEGACY_MS;
+	uint64_t now_ms = clock_mono_ms(), wait_ms = next_reading_ms(n);
 
-	if (n->closing || n->job || (!n->wanted && !n->legacy_there))
+	if (n->closing || n->job || wait_ms == UINT64_MAX)
 		return;
 	if (now_ms < n->next_allowed_ms)
 		wait_ms = MAX(wait_ms, n->next_allowed_ms - now_ms);
@@ -332,7 +357,7 @@ struct ports_nat *ports_nat_new(struct loop *loop, bool now, void (*changed)(voi
 	n->watch = nat_watch_new(loop, on_rules_changed, n);
 	n->open_parts = 2;
 	if (now)
-		do_job_now(n);
+		do_jobs_now(n);
 	else
 		start_job(n);
 	n->changed = changed;

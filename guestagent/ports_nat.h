@@ -7,7 +7,8 @@
  * When: NAT_SETTLE_MS after nf_tables told of a change (nat_watch.h); rules come
  * in bursts. iptables-legacy tells of nothing: while one of its nat tables
  * exists it is read every NAT_LEGACY_MS. And whenever ports_nat_rescan() is
- * called. After a reading that took T the next begins no sooner than 8 T later.
+ * called. What failed is read again NAT_SETTLE_MS later, then after twice the time.
+ * After a reading that took T the next begins no sooner than 8 T later.
  *
  * Reaching such a port from inside the guest is a matter of its own: rules often
  * leave out 127.0.0.1, or apply only to what comes in from outside. So for each
@@ -27,7 +28,7 @@ enum {
 struct ports_nat;
 
 /* @now: reads before it returns, so that the first list has all that is published;
- * takes as long as the tables do. @changed: the published ports are others than before. */
+ * takes as long as the tables do, and where that fails another half second. @changed: the published ports are others than before. */
 struct ports_nat *ports_nat_new(struct loop *loop, bool now, void (*changed)(void *arg),
 				void *arg);
 void ports_nat_rescan(struct ports_nat *n);
