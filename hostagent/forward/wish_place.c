@@ -540,6 +540,7 @@ static void arm_again(struct wishes *all, unsigned ms)
 static void refuse(struct wishes *all, struct wish *w, const char *error)
 {
 	wait_in(w, &all->refused);
+	set_over_limit(all, w, false); /* the timer tries it, not each change */
 	if (!uv_is_active((uv_handle_t *)&all->again))
 		arm_again(all, CHOOSE_AGAIN_MS);
 	close_off(all, w, error);

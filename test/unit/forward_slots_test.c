@@ -102,6 +102,36 @@ static void test_slots_many_chosen_ports_that_failed(void **state)
 	fx_stop(&fx);
 }
 
+/* … and not each time that something changes: a guest can change things often. */
+static void test_slots_chosen_port_over_the_limit_that_failed(void **state)
+{
+	struct forward_limits limits = { .max_listeners = 1 };
+	uint16_t p = fx_free_port(), q = fx_free_port();
+	struct config_port_forward r = fx_rule(p, p);
+	struct fx fx;
+	rlim_t before;
+	int low;
+
+	r.host_port_auto = true;
+	fx_start(&fx, &r, 1, &limits);
+	low = dup(0);
+	close(low);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", q);
+	fx_add(&fx, IPPROTO_TCP, "127.0.0.1", p);
+	assert_string_equal(fx_newest(&fx), fx_text("not-forwarding tcp 127.0.0.1:%u - too many "
+						    "host ports are forwarded already", p));
+	before = leave_no_descriptors();
+	allow_descriptors((rlim_t)low); /* … nor those that will be closed */
+	fx_remove(&fx, IPPROTO_TCP, "127.0.0.1", q);
+	assert_string_equal(fx_newest(&fx),
+			    fx_text("failed tcp 127.0.0.1:%u - socket: too many open files", p));
+	allow_descriptors(before);
+	fx_add(&fx, IPPROTO_TCP, "0.0.0.0", 22);
+	assert_int_equal(fx_count_events(&fx, fx_text("forwarding tcp 127.0.0.1:%u", p)), 0);
+	assert_true(fx_wait_event(&fx, fx_text("forwarding tcp 127.0.0.1:%u", p)));
+	fx_stop(&fx);
+}
+
 static void test_slots_closed_while_a_chosen_port_waits(void **state)
 {
 	uint16_t p = fx_free_port();
@@ -446,6 +476,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_slots_chosen_port_that_failed_is_tried_again),
 		cmocka_unit_test(test_slots_many_chosen_ports_that_failed),
+		cmocka_unit_test(test_slots_chosen_port_over_the_limit_that_failed),
 		cmocka_unit_test(test_slots_closed_while_a_chosen_port_waits),
 		cmocka_unit_test(test_slots_one_by_number_comes_before_one_by_choice),
 		cmocka_unit_test(test_slots_two_servers_on_one_guest_port),
