@@ -90,6 +90,8 @@ mask systemd-random-seed.service systemd-update-utmp.service \
 	systemd-journal-flush.service systemd-udev-load-credentials.service
 mkdir -p "$root"/etc/tmpfiles.d "$root"/etc/systemd/journald.conf.d
 ln -sf /dev/null "$root"/etc/tmpfiles.d/systemd-nologin.conf
+# Directories that are emptied at boot: lima-init has done that, before sshd.
+sed 's/^D\([!]*\) /q\1 /' "$root"/usr/lib/tmpfiles.d/tmp.conf >"$root"/etc/tmpfiles.d/tmp.conf
 printf '[Journal]\nStorage=volatile\n' >"$root"/etc/systemd/journald.conf.d/60-lima.conf
 # Empty lists that would still start the program that reads them.
 rm -f "$root"/etc/modules-load.d/modules.conf "$root"/usr/lib/binfmt.d/python3*.conf

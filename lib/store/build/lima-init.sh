@@ -3,6 +3,10 @@
 # All else comes with the seed, so that an old image serves a new limactl.
 seed=/mnt/lima-cidata
 
+# Before anybody can log in. systemd-tmpfiles would do it once sshd is up, and take from
+# /tmp what the first logins have just put there.
+find /tmp -xdev -mindepth 1 -delete
+
 find_seed() {
 	for dev in /dev/sr0 /dev/disk/by-label/cidata; do
 		[ -b $dev ] && mount -t iso9660 -o ro,mode=0700,nosuid,nodev $dev $seed 2>/dev/null &&
