@@ -27,6 +27,7 @@ struct side {
 	bool watched; /* the handle is there */
 	bool eof;     /* it sent FIN */
 	bool shut;    /* FIN was sent to it */
+	bool took;    /* bytes were sent to it */
 };
 
 struct lane_conn { /* refs: handles; owner: the set until it is done */
@@ -161,6 +162,7 @@ static ssize_t send_some(struct side *s, const uint8_t *data, size_t len)
 {
 	ssize_t n = send(s->fd, data, len, MSG_NOSIGNAL);
 
+	s->took |= n > 0;
 	return n >= 0 ? n : errno == EAGAIN || errno == EINTR ? 0 : -errno;
 }
 
@@ -201,10 +203,21 @@ static bool hung_up(const struct side *s)
 	return poll(&p, 1, 0) > 0 && p.revents & (POLLHUP | POLLERR);
 }
 
+/* ssh reads what it accepted only when the guest's server has, too (OpenSSH channels.c,
+ * SSH_CHANNEL_OPENING), and a unix socket that is closed with bytes unread is an
+ * ECONNRESET here (Linux af_unix.c, unix_release_sock). So an end after bytes is one by
+ * a server that took them. */
+static bool is_refusal(const struct lane_conn *c)
+{
+	const struct side *guest = &c->side[GUEST];
+
+	return c->silence_is_refusal && !c->heard && !guest->took && hung_up(guest);
+}
+
 static void on_eof(struct lane_conn *c, struct side *from, struct side *to)
 {
 	from->eof = true;
-	if (from == &c->side[GUEST] && c->silence_is_refusal && !c->heard && hung_up(from))
+	if (from == &c->side[GUEST] && is_refusal(c))
 		conn_end(c, -ECONNRESET, "the guest's server refused, or said nothing");
 	else if (waiting(to) == 0)
 		pass_fin(c, to);

@@ -31,8 +31,8 @@ struct lane_socket_options {
 	const struct sockaddr *address;
 	socklen_t address_len;
 	unsigned connect_ms;
-	/* The other end accepts before it knows whether the guest does: when it hangs
-	 * up without a byte, the guest refused. */
+	/* The other end accepts before it knows whether the guest does, and reads nothing
+	 * before: when it hangs up without a byte either way, the guest refused. */
 	bool silence_is_refusal;
 };
 

@@ -8,7 +8,7 @@
  * when it is back.
  *
  * ssh accepts before it knows whether the guest does. So a connection on which it
- * hangs up without a byte from the guest counts as refused and resets the client;
+ * hangs up without a byte read or written counts as refused and resets the client;
  * a reset later on is not told apart from an end (SSH has no message for it, RFC
  * 4254 §5.3). TCP only, as in Lima (reference/port-forwarding.md §4, §6).
  */

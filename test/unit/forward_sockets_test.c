@@ -456,6 +456,27 @@ static bool server_gets(struct sx *x, size_t len)
 	return false;
 }
 
+/* What was sent has been read by the time it ends, so that is no refusal. */
+static void test_ssh_upload_to_a_server_that_says_nothing(void **state)
+{
+	struct sx x;
+	char in;
+	int fd;
+
+	ssh_start(&x, SERVE_SILENT, 0);
+	for (int i = 0; i < 20; i++) {
+		fd = sx_client(&x);
+		assert_int_equal(send(fd, "hello", 5, MSG_NOSIGNAL), 5);
+		shutdown(fd, SHUT_WR);
+		assert_int_equal(fx_receive(&x.fx, fd, &in, 1), 0);
+		close(fd);
+	}
+	assert_true(fx_until(&x.fx, no_client, &x));
+	assert_int_equal(fx_row(&x.fx).resets, 0);
+	assert_true(server_gets(&x, 20 * 5));
+	ssh_stop(&x);
+}
+
 static void test_ssh_half_closes_are_kept(void **state)
 {
 	static char block[1 << 16];
@@ -672,6 +693,7 @@ int main(void)
 		cmocka_unit_test(test_direct_leaves_the_guests_loopback_to_the_tunnel),
 		cmocka_unit_test(test_ssh_one_forward_for_all_clients),
 		cmocka_unit_test(test_ssh_refusal_is_a_reset),
+		cmocka_unit_test(test_ssh_upload_to_a_server_that_says_nothing),
 		cmocka_unit_test(test_ssh_half_closes_are_kept),
 		cmocka_unit_test(test_ssh_forwards_are_made_anew_with_a_new_master),
 		cmocka_unit_test(test_ssh_that_does_not_answer_resets_in_time),
