@@ -215,8 +215,7 @@ says_hello() { [[ $(net tcp "$1" "$2" hello 2>/dev/null) == "5 bytes: hello" ]];
 @test "a paused machine goes on where it stopped" {
 	local qemu
 	qemu=$(field "$INSTANCE" driverPID)
-	streams pause 20320 "$qemu"
-	streams pause 20321 "$qemu"
+	streams pause "$qemu" 20320 20321
 	lab_answers
 }
 

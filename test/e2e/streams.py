@@ -7,7 +7,7 @@
   streams.py udp PORT               … UDP
   streams.py refused PORT           nobody serves there: a reset
   streams.py ready PORT…            until each answers
-  streams.py pause PORT PID         a transfer while the machine's process stands still
+  streams.py pause PID PORT…        transfers while the machine's process stands still
   streams.py many PORT N            N connections at once, each echoes its own name
   streams.py reuse CONTROL PORT N   a server on one port stopped and started N times
   streams.py busy-clients PORT SECONDS  clients that connect, talk and leave, as k3s does
@@ -447,23 +447,32 @@ def ready(*ports):
                     sys.exit(f"nobody answers datagrams at {port}")
 
 
-def pause(port, pid):
-    """A transfer over a machine that stands still for a while."""
-    size = 64 << 20
-    with connect(port, f"source {size}") as s:
-        got = len(s.recv(1 << 20))
-        os.kill(int(pid), signal.SIGSTOP)
-        try:
-            s.settimeout(2)
-            while True:    # what was under way
-                got += len(s.recv(1 << 20))
-        except TimeoutError:
-            pass
-        finally:
-            os.kill(int(pid), signal.SIGCONT)
-        s.settimeout(DEADLINE)
-        got += len(receive(s))
-    assert got == size, f"{got} of {size} bytes"
+def pause(pid, *ports):
+    """Transfers over a machine that stands still, and a client on each port that comes
+    meanwhile. It stands longer than an agent without an answer used to be waited for."""
+    size, still = 64 << 20, 12
+    got = {}
+    for port in ports:
+        s = connect(port, f"source {size}")
+        got[s] = len(s.recv(1 << 20))
+    os.kill(int(pid), signal.SIGSTOP)
+    try:
+        end = time.monotonic() + still
+        late = [connect(port, "echo") for port in ports]
+        for s in late:
+            s.sendall(b"late")
+        while (left := end - time.monotonic()) > 0:    # what was under way
+            for s in select.select(got, [], [], left)[0]:
+                assert (n := len(s.recv(1 << 20))), f"an end after {got[s]} of {size} bytes"
+                got[s] += n
+    finally:
+        os.kill(int(pid), signal.SIGCONT)
+    for s, before in got.items():
+        assert (n := before + len(receive(s))) == size, f"{n} of {size} bytes"
+        s.close()
+    for s in late:
+        assert (answer := exactly(s, 4)) == b"late", f"{answer!r} for who came meanwhile"
+        s.close()
 
 
 def refused(port):
