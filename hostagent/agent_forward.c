@@ -59,7 +59,9 @@ int agent_forward_prepare(struct agent *a, struct error *err)
 
 static void start_sockets(struct agent *a)
 {
+	scoped_free char *prefix = layout_instance_file(a->dir, FILE_LANE_SOCKS);
 	struct socket_forwards_options so = { .loop = &a->loop, .target = &a->ssh,
+					      .socket_prefix = prefix,
 					      .event = on_socket_event, .arg = a };
 	struct forward_sockets ops;
 

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/queue.h>
 
+#include "hostagent/forward/reverse.h"
 #include "hostagent/forward/rule.h"
 #include "lib/base/child.h"
 #include "lib/base/log.h"
@@ -33,6 +34,8 @@ struct item {		/* owner: the list */
 	bool removed;		/* taken down, then freed */
 	bool cleared;		/* CLEARING was tried since it was up, or asked for in vain */
 	char *guest, *host;	/* paths */
+	char *ours;		/* where ssh goes in the host's place */
+	struct reverse *listener;	/* there; NULL: removed */
 	enum item_state state;
 	char *error;		/* FAILED, IDLE: why last time; NULL: none */
 	bool told;		/* an event said `forwarding` or `failed` last */
@@ -42,12 +45,14 @@ struct item {		/* owner: the list */
 };
 
 struct socket_forwards {
-	struct socket_forwards_options o;
+	struct socket_forwards_options o;	/* socket_prefix: a copy */
 	TAILQ_HEAD(, item) items;
+	struct reverse_set *listeners;
 	bool master, closing;
 	struct child *child;	/* for current */
 	struct item *current;
 	uv_timer_t timer;	/* the child's deadline, or the next retry */
+	unsigned parts;		/* closes still to come */
 	void (*closed)(void *arg);
 	void *closed_arg;
 };
@@ -89,8 +94,11 @@ static struct item *find(struct socket_forwards *s, unsigned id)
 static void item_free(struct socket_forwards *s, struct item *i)
 {
 	TAILQ_REMOVE(&s->items, i, next);
+	if (i->listener)
+		reverse_free(i->listener);
 	free(i->guest);
 	free(i->host);
+	free(i->ours);
 	free(i->error);
 	free(i);
 }
@@ -149,11 +157,11 @@ static int run(struct socket_forwards *s, struct item *i, const struct strv *arg
 	return 0;
 }
 
-/* ssh -O COMMAND -R GUEST:HOST */
+/* ssh -O COMMAND -R GUEST:OURS */
 static int ask_master(struct socket_forwards *s, struct item *i, const char *command,
 		      enum item_state state, struct error *err)
 {
-	scoped_free char *pair = xasprintf("%s:%s", i->guest, i->host);
+	scoped_free char *pair = xasprintf("%s:%s", i->guest, i->ours);
 	const char *more[] = { "-R", pair, NULL };
 	scoped_strv struct strv argv = { 0 };
 
@@ -353,12 +361,17 @@ void socket_forwards_set_master(struct socket_forwards *s, bool up)
 static int add(void *arg, unsigned id, const struct config_port_forward *rule, struct error *err)
 {
 	struct socket_forwards *s = arg;
+	scoped_free char *ours = xasprintf("%s-r%u.sock", s->o.socket_prefix, id);
+	struct reverse *listener;
 	struct item *i;
 
-	if (strpbrk(rule->guest_socket, RULE_NOT_FOR_SSH) ||
-	    strpbrk(rule->host_socket, RULE_NOT_FOR_SSH))
+	if (strpbrk(rule->guest_socket, RULE_NOT_FOR_SSH))
 		return error_set(err, -EINVAL, RULE_NOT_FOR_SSH_WHY);
+	if (reverse_new(s->listeners, ours, rule->host_socket, &listener, err) < 0)
+		return err->code;
 	i = xnew(struct item);
+	i->listener = listener;
+	i->ours = steal_ptr(&ours);
 	i->rule_id = id;
 	i->guest = xstrdup(rule->guest_socket);
 	i->host = xstrdup(rule->host_socket);
@@ -378,6 +391,7 @@ static void drop(void *arg, unsigned id)
 	if (i->told)
 		tell(s, i, FORWARD_STOPPING);
 	i->removed = true;
+	reverse_free(steal_ptr(&i->listener));
 	work_soon(s);
 }
 
@@ -399,8 +413,10 @@ static void list(void *arg, void (*each)(void *arg, const struct forward_row *ro
 			.since_ms = i->since_ms,
 		};
 
-		if (!i->removed)
-			each(each_arg, &row);
+		if (i->removed)
+			continue;
+		reverse_fill_row(i->listener, &row);
+		each(each_arg, &row);
 	}
 }
 
@@ -432,32 +448,44 @@ struct socket_forwards *socket_forwards_new(const struct socket_forwards_options
 	struct socket_forwards *s = xnew(struct socket_forwards);
 
 	s->o = *opts;
+	s->o.socket_prefix = xstrdup(opts->socket_prefix);
+	s->listeners = reverse_set_new(opts->loop);
 	TAILQ_INIT(&s->items);
 	uv_timer_init(&s->o.loop->uv, &s->timer);
 	s->timer.data = s;
 	return s;
 }
 
-static void on_timer_closed(uv_handle_t *h)
+static void part_closed(void *arg)
 {
-	struct socket_forwards *s = h->data;
+	struct socket_forwards *s = arg;
 	void (*closed)(void *arg) = s->closed;
-	void *arg = s->closed_arg;
+	void *closed_arg = s->closed_arg;
 
+	if (--s->parts)
+		return;
+	free((char *)(uintptr_t)s->o.socket_prefix);
 	free(s);
 	if (closed)
-		closed(arg);
+		closed(closed_arg);
+}
+
+static void on_timer_closed(uv_handle_t *h)
+{
+	part_closed(h->data);
 }
 
 void socket_forwards_close(struct socket_forwards *s, void (*closed)(void *arg), void *arg)
 {
 	assert(!s->closing);
 	s->closing = true;
+	s->parts = 2;
 	s->closed = closed;
 	s->closed_arg = arg;
 	if (s->child)
 		child_close(steal_ptr(&s->child));
 	while (!TAILQ_EMPTY(&s->items))
 		item_free(s, TAILQ_FIRST(&s->items));
+	reverse_set_close(s->listeners, part_closed, s);
 	uv_close((uv_handle_t *)&s->timer, on_timer_closed);
 }

@@ -1,11 +1,11 @@
 /* socket_forward.h - sockets in the guest that lead to one of the host, by ssh
  *
- *	reverse		ssh -R GUEST:HOST
+ *	reverse		ssh -R GUEST:OURS, a listener that leads to the host's (forward/reverse.h)
  *
- * asked for from the master (`-O forward`), which does the connecting. What has to be
- * there is a list; a supervisor keeps it true: as soon as there is a master all are
- * set up, when it is lost (the guest rebooted) all are set up anew with the next one,
- * one that fails is tried again with back-off, and says once why.
+ * asked for from the master (`-O forward`). What has to be there is a list; a supervisor
+ * keeps it true: as soon as there is a master all are set up, when it is lost (the guest
+ * rebooted) all are set up anew with the next one, one that fails is tried again with
+ * back-off, and says once why.
  *
  * In front of a request whatever has the path in the guest is removed. What a host
  * agent before us asked the same master for is cancelled first.
@@ -28,6 +28,8 @@ struct socket_forwards;
 struct socket_forwards_options {
 	struct loop *loop;
 	const struct ssh_target *target;	/* borrowed for their life */
+	/* Our listeners are PREFIX-rN.sock; a directory that is ours alone. */
+	const char *socket_prefix;
 	/* forwarding, failed, stopping, as of ports; protocol "unix". Never
 	 * inside a call of this interface, nor after close. */
 	void (*event)(void *arg, const struct forward_event *ev);

@@ -161,7 +161,8 @@ struct forward_sockets {
 	int (*add)(void *arg, unsigned id, const struct config_port_forward *rule,
 		   struct error *err);
 	void (*remove)(void *arg, unsigned id);
-	/* Rows with protocol, addresses, state, error, rule_id, reverse, since_ms. */
+	/* Rows with protocol, addresses, state, error, rule_id, reverse, since_ms, and what
+	 * is counted. */
 	void (*list)(void *arg, void (*each)(void *arg, const struct forward_row *row),
 		     void *each_arg);
 	void *arg;

@@ -40,6 +40,7 @@ struct lane_conn { /* refs: handles; owner: the set until it is done */
 	struct sockaddr_storage address;
 	socklen_t address_len;
 	uint64_t deadline_ms;
+	int failed_code;
 	unsigned refs;
 	bool open, finished, silence_is_refusal, heard;
 	bool unwatchable; /* the client's idle handle has news all the time */
@@ -280,7 +281,7 @@ static void start_connect(struct lane_conn *c);
 
 static void connect_failed(struct lane_conn *c, int errnum)
 {
-	conn_end(c, -ENOTCONN, error_text(-errnum));
+	conn_end(c, c->failed_code, error_text(-errnum));
 }
 
 static void on_timer(uv_timer_t *t)
@@ -361,6 +362,7 @@ int lane_socket_relay(struct lane_sockets *set, const struct lane_socket_options
 	c->count[GUEST] = relay->bytes_out;
 	memcpy(&c->address, opts->address, opts->address_len);
 	c->address_len = opts->address_len;
+	c->failed_code = opts->failed_code ? opts->failed_code : -ENOTCONN;
 	c->silence_is_refusal = opts->silence_is_refusal;
 	c->deadline_ms = uv_now(&set->loop->uv) + opts->connect_ms;
 	c->refs = 2; /* until conn_free(); the timer */

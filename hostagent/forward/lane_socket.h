@@ -31,6 +31,7 @@ struct lane_socket_options {
 	const struct sockaddr *address;
 	socklen_t address_len;
 	unsigned connect_ms;
+	int failed_code; /* what one ends with that cannot be made; 0: -ENOTCONN, the lane's failure */
 	/* The other end accepts before it knows whether the guest does, and reads nothing
 	 * before: when it hangs up without a byte either way, the guest refused. */
 	bool silence_is_refusal;

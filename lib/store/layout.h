@@ -33,7 +33,7 @@ enum instance_file {
 	FILE_SERIAL_SOCK,	/* serial.sock */
 	FILE_QEMU_LOG,		/* qemu.log: what QEMU wrote to stderr */
 	FILE_SSH_SOCK,		/* ssh.sock: ControlMaster */
-	FILE_LANE_SOCKS,	/* lane-PID-N.sock begins so: guest addresses by ssh */
+	FILE_LANE_SOCKS,	/* lane-PID-N.sock begins so: guest addresses by ssh; lane-rN.sock */
 	FILE_SSH_CONFIG,	/* ssh.config */
 	FILE_SSH_HOST_KEY,	/* ssh_host_ed25519_key: the guest's own, 0600; + ".pub" */
 	FILE_SSH_KNOWN_HOSTS,	/* ssh_known_hosts: the guest's pinned host key */

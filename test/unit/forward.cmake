@@ -1,5 +1,6 @@
 lima_unit(forward_rule lima_forward)
-foreach(name forward_policy forward_ports forward_slots forward_tcp forward_udp forward_grpc forward_sockets)
+foreach(name forward_policy forward_ports forward_slots forward_tcp forward_udp forward_grpc forward_sockets
+		forward_reverse)
 	lima_unit(${name} lima_forward)
 	target_sources(${name}_test PRIVATE ../mock/forward.c ../mock/lane.c)
 endforeach()

@@ -113,6 +113,7 @@ static void on_event(void *arg, const struct forward_event *ev)
 static void start(struct world *w)
 {
 	struct socket_forwards_options o = { .loop = &w->loop, .target = &w->target,
+					     .socket_prefix = in_dir("lane"),
 					     .event = on_event, .arg = w,
 					     .retry_min_ms = 20, .retry_max_ms = 100,
 					     .request_max_ms = REQUEST_MS };
@@ -259,10 +260,10 @@ static void test_socket_forward_reverse_removes_first(void **state)
 	socket_forwards_set_master(w.s, true);
 	add(&w, 1, &rule);
 	assert_true(wait_event(&w, "forwarding unix /tmp/it's.sock"));
+	const char *ours = in_dir("lane-r1.sock");
 	scoped_free char *want = xasprintf("cancel -R /tmp/it's.sock:%s\n"
 					   "rm -f -- '/tmp/it'\\''s.sock'\n"
-					   "forward -R /tmp/it's.sock:%s\n", rule.host_socket,
-					   rule.host_socket);
+					   "forward -R /tmp/it's.sock:%s\n", ours, ours);
 	scoped_free char *log = log_text();
 	assert_string_equal(log, want);
 	stop(&w);
