@@ -191,11 +191,11 @@ static void start_master(struct ssh_master *m)
 static void on_look(uv_timer_t *t)
 {
 	struct ssh_master *m = t->data;
-	struct error ignored = ERROR_NONE;
 
-	if (path_exists(m->sock) && unix_prepare(m->sock, &ignored) < 0)
-		return;		/* somebody listens, or we cannot tell */
+	if (unix_is_served(m->sock))
+		return;
 	uv_timer_stop(t);
+	unlink(m->sock);	/* of one that was killed */
 	error_set(&m->last, -EPIPE, "a master that was not ours ended");
 	is_lost(m);
 }

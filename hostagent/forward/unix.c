@@ -31,22 +31,31 @@ static int make_parent(const char *path, struct error *err)
 	return path_exists(dir) ? 0 : path_mkdir_all(dir, 0700, err);
 }
 
-/* A socket file answers ECONNREFUSED when its listener is gone (unix(7)). */
+/* 0: nobody is there. A socket file answers ECONNREFUSED when its listener is gone
+ * (unix(7)). */
+static int probe(const struct sockaddr_un *addr, struct error *err)
+{
+	scoped_fd int fd = -1;
+
+	if (unix_socket(&fd, err) < 0)
+		return err->code;
+	if (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN)
+		return error_set(err, -EADDRINUSE, "another program listens there");
+	if (errno != ECONNREFUSED && errno != ENOENT)
+		return error_sys(err, -errno, "probe `%s`", addr->sun_path);
+	return 0;
+}
+
 static int remove_stale(const struct sockaddr_un *addr, struct error *err)
 {
-	scoped_fd int probe = -1;
 	struct stat st;
 
 	if (lstat(addr->sun_path, &st) < 0)
 		return 0;
 	if (!S_ISSOCK(st.st_mode))
 		return error_set(err, -EEXIST, "exists and is not a socket");
-	if (unix_socket(&probe, err) < 0)
+	if (probe(addr, err) < 0)
 		return err->code;
-	if (connect(probe, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN)
-		return error_set(err, -EADDRINUSE, "another program listens there");
-	if (errno != ECONNREFUSED && errno != ENOENT)
-		return error_sys(err, -errno, "probe `%s`", addr->sun_path);
 	log_debug("forward: removing stale socket `%s`", addr->sun_path);
 	unlink(addr->sun_path);
 	return 0;
@@ -63,13 +72,12 @@ static int fill_address(const char *path, struct sockaddr_un *ret, struct error 
 	return 0;
 }
 
-int unix_prepare(const char *path, struct error *err)
+bool unix_is_served(const char *path)
 {
+	struct error ignored = ERROR_NONE;
 	struct sockaddr_un addr;
 
-	if (fill_address(path, &addr, err) < 0 || make_parent(path, err) < 0)
-		return err->code;
-	return remove_stale(&addr, err);
+	return fill_address(path, &addr, &ignored) < 0 || probe(&addr, &ignored) < 0;
 }
 
 int unix_identify(const char *path, struct unix_id *ret)
@@ -89,8 +97,8 @@ int unix_listen(const char *path, int *ret_fd, struct unix_id *ret_id, struct er
 	struct sockaddr_un addr;
 	scoped_fd int fd = -1;
 
-	if (unix_prepare(path, err) < 0 || fill_address(path, &addr, err) < 0 ||
-	    unix_socket(&fd, err) < 0)
+	if (fill_address(path, &addr, err) < 0 || make_parent(path, err) < 0 ||
+	    remove_stale(&addr, err) < 0 || unix_socket(&fd, err) < 0)
 		return err->code;
 	/* Linux gives the file the socket inode's mode: no moment with a wider one */
 	if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||

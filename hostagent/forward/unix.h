@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <sys/stat.h>
 
 #include "lib/base/error.h"
@@ -15,9 +16,8 @@ struct unix_id { /* which file we made: another one of that name is left alone *
 	ino_t ino;
 };
 
-/* Makes the directory and removes a stale socket, for somebody who will listen there.
- * Errors as below. */
-int unix_prepare(const char *path, struct error *err);
+/* Somebody listens there, or it cannot be told. Changes nothing. */
+bool unix_is_served(const char *path);
 /* The socket that is there now; negative: none. */
 int unix_identify(const char *path, struct unix_id *ret);
 /* -EADDRINUSE: somebody listens there, -EEXIST: something else than a socket. */
