@@ -1,7 +1,8 @@
 /* What the host can send to the guest agent's relay, and servers do meanwhile: hellos,
  * frames, any bytes in any pieces, ends and resets, on several connections at once.
- * Unix sockets stand in for the vsock; the servers are TCP on loopback, and nothing
- * else can be reached (connect() below). The clock is ours. An input is a list of steps.
+ * Unix sockets stand in for the vsock, given to the relay or to its listener; the servers
+ * are TCP on loopback, and nothing else can be reached (connect() below). The clock is
+ * ours. An input is a list of steps.
  *
  * Bytes are numbered, from 0 in each direction of a client: what arrives is checked. */
 #include <arpa/inet.h>
@@ -10,9 +11,11 @@
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -52,6 +55,8 @@ static unsigned next_server;
 static int listeners[2];	/* a server, and one that accepts nobody */
 static struct sockaddr_in addresses[2];
 static int slow_fd = -1;	/* the relay's last one to PORT_FULL; by now something else, perhaps */
+static struct sockaddr_un door = { .sun_family = AF_UNIX };	/* of the relay's listener */
+static unsigned more;	/* where else a connection may go: dial_more() */
 static uint64_t now_ms;
 static bool in_disorder;	/* a host said something raw: bytes are anybody's */
 static uint8_t block[1 << 16], numbers[sizeof(block) + 256];	/* 0, 1, … 255, 0, … */
@@ -125,6 +130,15 @@ static void open_host(struct host *h)
 	setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	*h = (struct host){ .fd = pair[0], .out = h->out };
 	relay_add(relay, pair[1]);
+}
+
+static void come_in(struct host *h)
+{
+	close_host(h);
+	*h = (struct host){ .fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0),
+			    .out = h->out };
+	if (__real_connect(h->fd, (struct sockaddr *)&door, sizeof(door)) < 0)
+		close_host(h);		/* a full backlog */
 }
 
 static void send_some(struct host *h, size_t len)
@@ -256,8 +270,10 @@ static void step_hello(struct fuzz_input *in)
 
 	memcpy(hello.ip, ips[(odd >> 2) % ARRAY_SIZE(ips)], sizeof(hello.ip));
 	hello.port = htons((uint16_t)(1 + (odd & 3)));
-	if (odd == 255)
+	if (odd == 255) {	/* in mid-stream it may become a frame's head, its rest bytes */
 		((uint8_t *)&hello)[fuzz_take(in) % 8] ^= fuzz_take(in);
+		in_disorder = true;
+	}
 	h->next = 0;
 	put(h, &hello, sizeof(hello));
 }
@@ -307,6 +323,8 @@ static void step_host(struct fuzz_input *in)
 		close_host(h);
 	else if (what == 2 && h->fd >= 0)
 		shutdown(h->fd, SHUT_WR);
+	else if (what == 7)
+		come_in(h);
 	else
 		host_reads(h, what < 4 ? sizeof(block) : fuzz_take(in));
 }
@@ -355,28 +373,56 @@ static void step_turn(struct fuzz_input *in)
 
 static void step_time(struct fuzz_input *in)
 {
-	static const unsigned steps[] = { 1, RELAY_REPLY_MS, RELAY_QUIET_MS, DIAL_LAST_MS };
+	static const unsigned steps[] = { 1, RELAY_REPLY_MS, RELAY_QUIET_MS, DIAL_LAST_MS, DIAL_NEXT_MS };
 
 	now_ms += steps[fuzz_take(in) % ARRAY_SIZE(steps)];
 	relay_turn(relay, 0);
 }
 
+static void step_more(struct fuzz_input *in)
+{
+	more = fuzz_take(in);
+}
+
 static void (*const steps[])(struct fuzz_input *in) = { step_hello, step_frame,  step_raw,  step_send,
 							step_host,  step_server, step_turn, step_time,
-							step_connected };
+							step_connected, step_more };
 
 /* --- an input ------------------------------------------------------------------- */
 
+/* Up to two, as ports_nat_dial() adds them: in front or behind, and it may change. */
+static void dial_more(void *arg, struct dial *d)
+{
+	for (unsigned bits = more; bits & 8 && d->len < DIAL_MAX; bits >>= 4) {
+		unsigned at = bits & 4 ? 0 : d->len;
+
+		memmove(&d->addrs[at + 1], &d->addrs[at], (d->len - at) * sizeof(d->addrs[0]));
+		d->addrs[at].in = (struct sockaddr_in){ .sin_family = AF_INET,
+							.sin_port = htons((uint16_t)(1 + (bits & 3))) };
+		d->len++;
+	}
+}
+
+static int listen_at_door(void)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (bind(fd, (struct sockaddr *)&door, sizeof(door)) < 0 || listen(fd, HOSTS) < 0)
+		abort();
+	return fd;
+}
+
 static void begin(void)
 {
-	struct relay_options opts = { .connections_max = CONNECTIONS_MAX };
+	struct relay_options opts = { .connections_max = CONNECTIONS_MAX, .dial_more = dial_more };
 	struct error err = ERROR_NONE;
 
 	now_ms = 1000;
 	in_disorder = false;
-	next_server = 0;
+	next_server = more = 0;
 	if (relay_open(&opts, &relay, &err) < 0)
 		abort();
+	relay_listen(relay, listen_at_door());
 	for (unsigned i = 0; i < HOSTS; i++)
 		open_host(&hosts[i]);
 	relay_turn(relay, 0);
@@ -399,8 +445,10 @@ static void end(void)
 	come_to_rest();
 	for (unsigned i = 0; i < SERVERS; i++)
 		close_server(&servers[i], true);
-	now_ms += DIAL_LAST_MS + RELAY_QUIET_MS;
-	come_to_rest();
+	for (unsigned i = 0; i < DIAL_MAX; i++) {	/* each of them may be silent */
+		now_ms += DIAL_LAST_MS + RELAY_QUIET_MS;
+		come_to_rest();
+	}
 	assert(relay_get_stats(relay).connections == 0);
 	relay_release(relay);
 	for (int fd; (fd = accept4(listeners[0], NULL, NULL, SOCK_CLOEXEC)) >= 0;)
@@ -416,7 +464,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
 static void add_seeds(void)
 {
-	enum { HELLO, FRAME, RAW, SEND, HOST, SERVER, TURN, TIME, CONNECTED };	/* as in steps */
+	enum { HELLO, FRAME, RAW, SEND, HOST, SERVER, TURN, TIME, CONNECTED, MORE };	/* as in steps */
 	static const uint8_t seeds[][96] = {
 		/* a question, an answer, both ends, and the next client */
 		{ HELLO, 0, 0, FRAME, 0, 0, 8, SEND, 0, 255, TURN, 2, SERVER, 0, 0, 0, SERVER, 0, 3, 1,
@@ -448,6 +496,13 @@ static void add_seeds(void)
 		  CONNECTED, 1, TURN, 1, HOST, 0, 3 },
 		/* more than there may be */
 		{ HOST, 0, 0, HOST, 1, 0, HOST, 2, 0, HOST, 0, 0, TURN, 1, HOST, 1, 0, TURN, 1, TIME, 2, TIME, 2 },
+		/* through the listener, more than there may be, when the others are idle for long */
+		{ TIME, 2, HOST, 0, 7, TURN, 1, HELLO, 0, 0, FRAME, 0, 0, 8, SEND, 0, 255, TURN, 2, SERVER, 0, 0, 0,
+		  SERVER, 0, 3, 1, HOST, 1, 7, HOST, 2, 7, TURN, 1, HOST, 0, 3 },
+		/* one that is silent in front, one that refuses; then behind */
+		{ MORE, 13, HELLO, 0, 0, FRAME, 0, 0, 9, SEND, 0, 255, TURN, 1, TIME, 4, TURN, 1, SERVER, 0, 0, 0,
+		  SERVER, 0, 3, 1, MORE, 204, HELLO, 1, 2, SEND, 1, 255, TURN, 1, MORE, 153, HELLO, 2, 0, SEND, 2, 255,
+		  TURN, 1, TIME, 4, TIME, 3, HOST, 1, 3, HOST, 2, 3 },
 		/* a length that is none */
 		{ HELLO, 0, 0, RAW, 0, 4, 1, 0, 0, 1, SEND, 0, 255, TURN, 2 },
 		/* the server ends first, and resets while the client is still there */
@@ -479,6 +534,7 @@ void fuzz_seeds(void)
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	signal(SIGPIPE, SIG_IGN);
+	snprintf(door.sun_path + 1, sizeof(door.sun_path) - 1, "lima-fuzz-relay-%d", (int)getpid());
 	add_seeds();
 	for (size_t i = 0; i < sizeof(numbers); i++)
 		numbers[i] = (uint8_t)i;
