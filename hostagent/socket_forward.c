@@ -228,10 +228,10 @@ static void on_done(void *arg, const struct child_result *r)
 	child_close(steal_ptr(&s->child));
 	s->current = NULL;
 	uv_timer_stop(&s->timer);
-	if (i->state == ITEM_CANCELLING || (i->removed && r->exit_code != 0)) {
+	if (i->removed && i->state == ITEM_ASKING) {
+		i->state = ITEM_UP;	/* for all we know; it is cancelled next */
+	} else if (i->removed) {
 		item_free(s, i);
-	} else if (i->removed) {	/* while it was asked for */
-		i->state = i->state == ITEM_ASKING ? ITEM_UP : ITEM_FAILED;
 	} else if (i->state == ITEM_CLEARING) {	/* or it was not the master's */
 		i->state = ITEM_IDLE;
 	} else if (r->exit_code != 0) {

@@ -210,6 +210,11 @@ static void add(struct world *w, unsigned id, const struct config_port_forward *
 	assert_int_equal(w->ops.add(w->ops.arg, id, rule, &err), 0);
 }
 
+static bool list_is_empty(struct world *w, const void *arg)
+{
+	return !socket_forwards_any(w->s);
+}
+
 /* --- tests ------------------------------------------------------------------- */
 
 static void test_socket_forward_waits_for_the_master(void **state)
@@ -307,6 +312,26 @@ static void test_socket_forward_reverse_is_made_though_it_came_late(void **state
 	end_known();
 }
 
+/* … and after its rule was removed. */
+static void test_socket_forward_removed_while_it_comes_late(void **state)
+{
+	struct config_port_forward rule = from_socket("/tmp/r.sock", in_dir("r.sock"));
+	struct world w;
+
+	touch("slow");
+	start(&w);
+	socket_forwards_set_master(w.s, true);
+	add(&w, 1, &rule);
+	assert_true(until(&w, DEADLINE_MS, log_has, "forward -R"));
+	w.ops.remove(w.ops.arg, 1);
+	assert_true(until(&w, DEADLINE_MS, list_is_empty, NULL));
+	unlink(in_dir("slow"));
+	assert_false(path_exists(in_dir("known")));
+	assert_int_equal(w.events.len, 0);
+	stop(&w);
+	end_known();
+}
+
 static void test_socket_forward_refused_is_tried_again(void **state)
 {
 	struct config_port_forward rule = from_socket("/run/a.sock", in_dir("a.sock"));
@@ -326,11 +351,6 @@ static void test_socket_forward_refused_is_tried_again(void **state)
 	assert_int_equal(w.events.len, 2);
 	stop(&w);
 	end_known();
-}
-
-static bool list_is_empty(struct world *w, const void *arg)
-{
-	return !socket_forwards_any(w->s);
 }
 
 struct seen {
@@ -413,6 +433,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_socket_forward_reverse_removes_first),
 		cmocka_unit_test(test_socket_forward_reverse_is_made_though_it_was_left),
 		cmocka_unit_test(test_socket_forward_reverse_is_made_though_it_came_late),
+		cmocka_unit_test(test_socket_forward_removed_while_it_comes_late),
 		cmocka_unit_test(test_socket_forward_refused_is_tried_again),
 		cmocka_unit_test(test_socket_forward_removed),
 		cmocka_unit_test(test_socket_forward_closes_in_the_middle_of_a_request),
