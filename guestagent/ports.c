@@ -141,6 +141,15 @@ static void put_together(struct ports *p, struct port_set *ret)
 				 PORT_SET_MAX);
 }
 
+/* After a look that failed: with the last one of a series, a second later. */
+static void look_again(struct ports *p, unsigned protos)
+{
+	p->settling |= protos;
+	if (protos & PORTS_UDP)
+		p->udp_due_ms = 0;
+	p->settle = MIN(p->settle, (unsigned)ARRAY_SIZE(settle_ms) - 1);
+}
+
 /* True: something changed. @ret_took_ns: the look's CPU time. */
 static bool look_and_tell(struct ports *p, unsigned protos, uint64_t *ret_took_ns)
 {
@@ -154,6 +163,7 @@ static bool look_and_tell(struct ports *p, unsigned protos, uint64_t *ret_took_n
 	*ret_took_ns = clock_thread_cpu_ns() - start_ns;
 	if (rc < 0) {
 		log_warn_limited("ports: %s, keeping the last list", err.msg);
+		look_again(p, protos);
 		return false;
 	}
 	port_set_diff(&p->current, &now, &added, &removed);

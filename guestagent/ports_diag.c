@@ -25,6 +25,7 @@ struct ports_diag {
 	uint32_t seq;
 	bool proc_only;		/* asked for by ports_diag_use_proc() */
 	bool proc_now;		/* netlink does not work at present */
+	unsigned worked;	/* PORTS_*: of which there was an answer once */
 	bool by_family;		/* the kernel does not know both_families */
 	_Alignas(struct nlmsghdr) uint8_t reply[REPLIES][REPLY_BYTES];
 };
@@ -232,21 +233,32 @@ static int dump_each_family(struct ports_diag *d, int proto, struct sock_list *r
 	return rc;
 }
 
+/* ENOENT: no handler (module) for this family or protocol, as where IPv6 is left out of
+ * the kernel; the others: not even sock_diag. */
+static bool is_missing(int code)
+{
+	return code == -ENOENT || code == -EOPNOTSUPP || code == -EPROTONOSUPPORT;
+}
+
 int ports_diag_dump(struct ports_diag *d, int proto, struct sock_list *ret, struct error *err)
 {
+	unsigned bit = proto == IPPROTO_TCP ? PORTS_TCP : PORTS_UDP;
 	struct error why = ERROR_NONE;
 	size_t start = ret->len;
 
 	if (ports_diag_by_proc(d))
 		return ports_proc_dump(proto, ret, err);
-	if (proto == IPPROTO_TCP && dump_both_families(d, ret))
+	if ((proto == IPPROTO_TCP && dump_both_families(d, ret)) ||
+	    dump_each_family(d, proto, ret, &why) == 0) {
+		d->worked |= bit;
 		return 0;
-	if (dump_each_family(d, proto, ret, &why) == 0)
-		return 0;
-	/* ENOENT: no handler (module) for this family, as where IPv6 is left out of
-	 * the kernel; /proc knows all there is. */
-	log_debug("ports: %s, reading /proc/net", why.msg);
+	}
 	ret->len = start;
+	if (d->worked & bit && !is_missing(why.code)) {
+		*err = why;
+		return err->code;
+	}
+	log_debug("ports: %s, reading /proc/net", why.msg);
 	d->proc_now = true;
 	return ports_proc_dump(proto, ret, err);
 }

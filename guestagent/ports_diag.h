@@ -5,7 +5,9 @@
  * (prototypes/ports.md, "Cost of one full scan": 0.2 ms where /proc needs
  * 349 ms). Kernels without tcp_diag/udp_diag answer ENOENT; then /proc/net is
  * read (ports_proc.h), and netlink asked again when ports_diag_retry() was
- * called, since the modules may become loadable later in boot.
+ * called, since the modules may become loadable later in boot. What worked once and
+ * fails for another reason (no memory, no descriptor) will work again: /proc, whose
+ * names for sockets are others, is no help then.
  *
  * A dump is synchronous: the kernel produces the next part inside recv(), so it
  * takes CPU but never waits for anybody. Somebody waits for it, though: listening
@@ -21,7 +23,8 @@ struct ports_diag;
 
 struct ports_diag *ports_diag_new(void);
 void ports_diag_free(struct ports_diag *d);
-/* Appends every candidate of @proto (IPPROTO_TCP, IPPROTO_UDP), IPv4 and IPv6. */
+/* Appends every candidate of @proto (IPPROTO_TCP, IPPROTO_UDP), IPv4 and IPv6; nothing when
+ * it fails. */
 int ports_diag_dump(struct ports_diag *d, int proto, struct sock_list *ret, struct error *err);
 /* Where /proc had to be used, try netlink again at the next dump. */
 void ports_diag_retry(struct ports_diag *d);

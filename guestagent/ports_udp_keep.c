@@ -16,7 +16,7 @@
 enum { FILE_MAX = 128 * 1024 };
 
 struct udp_keep {
-	char *path;
+	char *paths[2];		/* by cookie, by inode */
 	struct udp_servers *servers;
 	uv_timer_t timer;
 	bool by_inode;
@@ -25,6 +25,11 @@ struct udp_keep {
 	void (*closed)(void *arg);
 	void *closed_arg;
 };
+
+static const char *path_of(const struct udp_keep *k)
+{
+	return k->paths[k->by_inode];
+}
 
 /* --- the text -------------------------------------------------------------- */
 
@@ -94,15 +99,15 @@ static int parse(const struct udp_keep *k, char *text, struct udp_known *items, 
 	if (write_head(k, &head, err) < 0)
 		return err->code;
 	if (strncmp(text, (char *)head.data, head.len) != 0)
-		return error_set(err, -ESTALE, "%s is not about these sockets", k->path);
+		return error_set(err, -ESTALE, "%s is not about these sockets", path_of(k));
 	for (line += head.len; *line;) {
 		char *end = strchr(line, '\n');
 
 		if (!end || n == KEEP_SOCKETS_MAX)
-			return error_set(err, -EINVAL, "%s is damaged", k->path);
+			return error_set(err, -EINVAL, "%s is damaged", path_of(k));
 		*end = 0;
 		if (!parse_socket(line, &items[n++]))
-			return error_set(err, -EINVAL, "%s is damaged: `%s`", k->path, line);
+			return error_set(err, -EINVAL, "%s is damaged: `%s`", path_of(k), line);
 		line = end + 1;
 	}
 	*ret_len = n;
@@ -130,9 +135,10 @@ void udp_keep_load(struct udp_keep *k, bool by_inode)
 	size_t len = 0;
 
 	k->by_inode = by_inode;
-	if (path_read_file(k->path, FILE_MAX, &text, &err) < 0 ||
+	if (path_read_file(path_of(k), FILE_MAX, &text, &err) < 0 ||
 	    parse(k, (char *)text.data, items, &len, &err) < 0) {
 		log_debug("ports: %s, judging UDP sockets anew", err.msg);
+		k->found |= path_exists(k->paths[!by_inode]);
 		plan(k);
 		return;
 	}
@@ -156,7 +162,7 @@ static int write_file(struct udp_keep *k, struct error *err)
 				write_socket(s, &text);
 		}
 	}
-	return path_write_file(k->path, text.data, text.len, 0600, err);
+	return path_write_file(path_of(k), text.data, text.len, 0600, err);
 }
 
 static void keep(struct udp_keep *k)
@@ -201,7 +207,8 @@ struct udp_keep *udp_keep_new(struct loop *loop, const char *path, struct udp_se
 {
 	struct udp_keep *k = xnew(struct udp_keep);
 
-	k->path = xstrdup(path);
+	k->paths[false] = xstrdup(path);
+	k->paths[true] = xasprintf("%s.inode", path);
 	k->servers = servers;
 	uv_timer_init(&loop->uv, &k->timer);
 	k->timer.data = k;
@@ -212,7 +219,8 @@ static void on_closed(uv_handle_t *h)
 {
 	scoped_free struct udp_keep *k = h->data;
 
-	free(k->path);
+	free(k->paths[false]);
+	free(k->paths[true]);
 	if (k->closed)
 		k->closed(k->closed_arg);
 }

@@ -10,11 +10,12 @@
  *	2f1 server 0.0.0.0 5000
  *	3a0 client 0.0.0.0 41234
  *
- * Sockets are named by their cookie (by inode where /proc lists them), which never
- * comes twice in a boot, so what is gone does no harm: the file is written only when
- * there is none, or a socket is not in it that should be, KEEP_SOON_MS later and once every
- * KEEP_EVERY_MS, as a whole, and takes 0.1 ms. A file of another boot or network
- * namespace, or one that is damaged, is ignored.
+ * Sockets are named by their cookie, which never comes twice in a boot, so what is gone
+ * does no harm; by inode where /proc lists them, in a file of their own (".inode"), since
+ * /proc may have to do for a while only and must not replace what is known by cookie.
+ * The file is written only when there is none, or a socket is not in it that should be,
+ * KEEP_SOON_MS later and once every KEEP_EVERY_MS, as a whole, and takes 0.1 ms. A file
+ * of another boot or network namespace, or one that is damaged, is ignored.
  *
  * Clients are in it when they live long enough to be taken for servers by age.
  */
@@ -36,7 +37,8 @@ struct udp_keep;
 struct udp_keep *udp_keep_new(struct loop *loop, const char *path, struct udp_servers *servers);
 /* Tells @servers, before they are judged first, what the file says. */
 void udp_keep_load(struct udp_keep *k, bool by_inode);
-/* There was a file that counts: another agent ran before, in this boot. */
+/* There was a file that counts, or one of the other kind: another agent ran before, in this
+ * boot. */
 bool udp_keep_found(const struct udp_keep *k);
 /* After every judgement: has it to be written? */
 void udp_keep_note(struct udp_keep *k);

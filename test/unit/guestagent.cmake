@@ -1,6 +1,8 @@
 lima_unit(ports_udp lima_guestagent)
 lima_unit(ports_udp_keep lima_guestagent)
 lima_unit(ports lima_guestagent)
+lima_unit(ports_dump lima_guestagent)
+target_link_options(ports_dump_test PRIVATE -Wl,--wrap=send)
 lima_unit(ports_nat lima_guestagent)
 target_link_options(ports_nat_test PRIVATE -Wl,--wrap=socket)
 lima_unit(touch lima_guestagent)

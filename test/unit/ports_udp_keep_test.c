@@ -29,14 +29,19 @@ struct agent {
 	bool closed;
 };
 
-static void agent_start(struct agent *a)
+static void agent_start_by(struct agent *a, bool by_inode)
 {
 	struct error err = ERROR_NONE;
 
 	*a = (struct agent){ 0 };
 	assert_int_equal(loop_init(&a->loop, &err), 0);
 	a->keep = udp_keep_new(&a->loop, path, &a->servers);
-	udp_keep_load(a->keep, false);
+	udp_keep_load(a->keep, by_inode);
+}
+
+static void agent_start(struct agent *a)
+{
+	agent_start_by(a, false);
 }
 
 static void on_closed(void *arg)
@@ -167,6 +172,30 @@ static void test_keep_other_socket_of_that_name(void **state)
 	agent_start(&a);
 	add(&dump, "127.0.0.1", 5001, true, 8);
 	assert_string_equal(judge(&a, &dump, 1000, NULL), "");
+	agent_stop(&a);
+}
+
+/* An agent that has only inodes, for a while or for good, leaves what is known by cookie to
+ * the next one that has them, and the other way round. */
+static void test_keep_both_kinds(void **state)
+{
+	scoped_sock_list struct sock_list dump = { 0 }, by_cookie_again = { 0 }, by_inode_again = { 0 };
+	struct agent a;
+
+	leave_server();
+	agent_start_by(&a, true);
+	assert_true(udp_keep_found(a.keep));
+	add(&dump, "0.0.0.0", 5001, false, 8);
+	assert_string_equal(judge(&a, &dump, 1000, NULL), "0.0.0.0 5001");
+	agent_run(&a);
+	agent_stop(&a);
+	agent_start(&a);
+	add(&by_cookie_again, "127.0.0.1", 5000, true, 8);
+	assert_string_equal(judge(&a, &by_cookie_again, 1000, NULL), "0.0.0.0 5000");
+	agent_stop(&a);
+	agent_start_by(&a, true);
+	add(&by_inode_again, "127.0.0.1", 5001, true, 8);
+	assert_string_equal(judge(&a, &by_inode_again, 1000, NULL), "0.0.0.0 5001");
 	agent_stop(&a);
 }
 
@@ -351,6 +380,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_keep_next_agent_goes_on),
 		cmocka_unit_test(test_keep_other_socket_of_that_name),
+		cmocka_unit_test(test_keep_both_kinds),
 		cmocka_unit_test(test_keep_file_that_is_not_ours),
 		cmocka_unit_test(test_keep_is_bounded),
 		cmocka_unit_test(test_keep_is_written_rarely),
