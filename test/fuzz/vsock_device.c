@@ -1,7 +1,11 @@
 /* What a guest can do to the vsock device: any packet in any state of the virtqueues,
  * with two connections made, alive or ending, while QEMU pauses the machine, maps its
  * memory anew, or starts it again. The clock is ours. An input is a list of steps; the
- * first byte of each says what it is. (What QEMU sends beyond that: vhost_user.c.) */
+ * first byte of each says what it is. (What QEMU sends beyond that: vhost_user.c.)
+ *
+ * Bytes are numbered, from 0 in each direction of a client: what arrives is checked, as
+ * long as the guest has done nothing after which its memory is anybody's. */
+#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <signal.h>
@@ -34,6 +38,14 @@ struct client {
 	uint64_t to_guest, from_guest;
 	int fd, far;
 	uint32_t host_port;
+	uint8_t next, expected;	/* numbers of the bytes it sends and gets */
+	/* the guest's side */
+	bool said_prologue;
+	uint8_t guest_next;
+	struct hearing {
+		uint32_t host_port, left;	/* of a frame */
+		uint8_t hello, have, head[4], expected;
+	} hearing;
 };
 
 static struct loop loop;
@@ -44,6 +56,8 @@ static uint8_t *memory;
 static uint16_t added[2], bases[2];
 static uint16_t refilled;	/* entries of the rx ring that were given back and taken */
 static bool paused, in_pieces;	/* receive buffers are */
+static bool rx_in_disorder, tx_in_disorder;	/* what comes to the guest, and from it */
+static uint8_t block[1 << 16], numbers[sizeof(block) + 256];	/* 0, 1, … 255, 0, … */
 static uint64_t now_ms = 1000000;
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
 
@@ -195,6 +209,14 @@ static void new_client(struct client *c)
 	if (c->far >= 0)
 		close(c->far);
 	c->far = pair[1];
+	c->next = c->expected = 0;
+}
+
+/* *@next: the number of the first. */
+static void check_numbers(uint8_t *next, const uint8_t *bytes, size_t len)
+{
+	assert(memcmp(bytes, numbers + *next, len) == 0);
+	*next = (uint8_t)(*next + len);
 }
 
 static void relay(struct client *c)
@@ -284,6 +306,8 @@ static void dial(unsigned i, enum vsock_op op)
 	if (vsock_connect(device, 1000 + i, &cb, &c->conn, &err) < 0)
 		return;
 	new_client(c);
+	c->said_prologue = false;
+	c->guest_next = 0;
 	vsock_packet_decode(memory + buffer(0, last_used()), &p);
 	if (p.op == VSOCK_OP_REQUEST)
 		c->host_port = p.src_port;
@@ -291,7 +315,82 @@ static void dial(unsigned i, enum vsock_op op)
 		answer(i, op);
 }
 
+/* --- what comes to the guest ------------------------------------------------ */
+
+static void hear_head(struct hearing *h, uint8_t byte)
+{
+	uint32_t len;
+
+	h->head[h->have++] = byte;
+	if (h->have < sizeof(h->head))
+		return;
+	memcpy(&len, h->head, sizeof(len));
+	h->have = 0;
+	h->left = ntohl(len);
+	if (h->left == 0)	/* the next client has this connection */
+		*h = (struct hearing){ .host_port = h->host_port };
+}
+
+/* A hello, and behind it frames or just bytes. */
+static void hear(struct client *c, const uint8_t *bytes, size_t len)
+{
+	struct hearing *h = &c->hearing;
+	bool framed = c == &clients[1] && c->framed;
+
+	for (size_t i = 0, n; i < len; i += n) {
+		n = 1;
+		if (h->hello < 5) {
+			assert(bytes[i] == "hello"[h->hello++]);
+		} else if (framed && h->left == 0) {
+			hear_head(h, bytes[i]);
+		} else {
+			n = framed ? MIN(len - i, (size_t)h->left) : len - i;
+			check_numbers(&h->expected, bytes + i, n);
+			h->left -= framed ? (uint32_t)n : 0;
+		}
+	}
+}
+
+static void hear_packet(const uint8_t *at)
+{
+	struct vsock_packet p;
+	struct client *c;
+
+	vsock_packet_decode(at, &p);
+	if (p.dst_port < 1000 || p.dst_port >= 1000 + CONNS)
+		return;
+	c = &clients[p.dst_port - 1000];
+	if (p.op == VSOCK_OP_REQUEST)
+		c->hearing = (struct hearing){ .host_port = p.src_port };
+	else if (p.op == VSOCK_OP_RW && p.src_port == c->hearing.host_port)
+		hear(c, at + VSOCK_PACKET_HEADER, p.len);
+}
+
+/* The buffers that the driver got back; @again: it offers them anew. */
+static void take_received(bool again)
+{
+	const uint16_t *used = (uint16_t *)(memory + RINGS + USED);
+
+	for (unsigned n = 0; n < RING && refilled != used[1]; n++) {
+		uint16_t id = used[2 + 4 * (refilled++ % RING)] % RING;
+
+		if (!rx_in_disorder)
+			hear_packet(memory + buffer(0, id));
+		if (!again)
+			continue;
+		describe(0, id, buffer(0, id), 4140, 2, 0);
+		offer(0, id);
+	}
+}
+
 /* --- steps ---------------------------------------------------------------- */
+
+/* The device may write to anywhere, or read from there. */
+static void lose_order(unsigned ring)
+{
+	rx_in_disorder |= ring == 0;
+	tx_in_disorder = true;
+}
 
 static void step_describe(struct fuzz_input *in)
 {
@@ -301,6 +400,7 @@ static void step_describe(struct fuzz_input *in)
 	uint32_t len = (uint32_t)fuzz_take16(in) << (fuzz_take(in) & 16);
 	uint16_t flags = fuzz_take(in), next = fuzz_take(in);
 
+	lose_order(ring);
 	describe(ring, slot, addr, len, flags, next);
 }
 
@@ -308,6 +408,7 @@ static void step_offer(struct fuzz_input *in)
 {
 	unsigned ring = fuzz_take(in) & 1;
 
+	lose_order(ring);
 	offer(ring, fuzz_take(in));
 }
 
@@ -315,6 +416,7 @@ static void step_jump(struct fuzz_input *in)
 {
 	unsigned ring = fuzz_take(in) & 1;
 
+	lose_order(ring);
 	added[ring] = (uint16_t)(added[ring] + fuzz_take16(in));
 	offer(ring, fuzz_take(in));
 }
@@ -331,6 +433,7 @@ static void step_packet(struct fuzz_input *in)
 	p.type = (uint16_t)(p.type + (odd >> 3 & 1));
 	p.op = fuzz_take(in) % 10;
 	p.len = p.op == VSOCK_OP_RW || odd & 16 ? fuzz_take16(in) : 0;
+	tx_in_disorder |= p.op == VSOCK_OP_RW;
 	p.flags = fuzz_take(in);
 	p.buf_alloc = odd & 32 ? fuzz_take16(in) : 65536;
 	p.fwd_cnt = (uint32_t)fuzz_take16(in) << (odd & 64 ? 16 : 0);
@@ -364,6 +467,7 @@ static void step_machine(struct fuzz_input *in)
 {
 	unsigned what = fuzz_take(in) % 8, arg = fuzz_take(in);
 
+	lose_order(0);
 	if (what < 2) {
 		pause_machine(what == 0);
 	} else if (what == 2) {
@@ -409,31 +513,38 @@ static void step_time(struct fuzz_input *in)
 /* The driver offers again what it got back. */
 static void step_refill(struct fuzz_input *in)
 {
-	const uint16_t *used = (uint16_t *)(memory + RINGS + USED);
-
-	for (unsigned n = 0; n < RING && refilled != used[1]; n++) {
-		uint16_t id = used[2 + 4 * (refilled++ % RING)] % RING;
-
-		describe(0, id, buffer(0, id), 4140, 2, 0);
-		offer(0, id);
-	}
+	take_received(true);
 	turn(1 + (fuzz_take(in) & 1));
+}
+
+static void client_talks(struct client *c, size_t len)
+{
+	ssize_t n = send(c->far, numbers + c->next, len, MSG_NOSIGNAL);
+
+	c->next = (uint8_t)(c->next + MAX(n, (ssize_t)0));
+}
+
+static void client_reads(struct client *c)
+{
+	ssize_t n = recv(c->far, block, sizeof(block), 0);
+
+	if (n > 0 && !tx_in_disorder)
+		check_numbers(&c->expected, block, (size_t)n);
 }
 
 static void step_client(struct fuzz_input *in)
 {
 	struct client *c = &clients[fuzz_take(in) % CONNS];
-	static char block[65536];
 	unsigned what = fuzz_take(in) % 6;
 
 	if (what == 5 && c->ready)
 		relay(c);
 	if (c->far < 0)
 		return;
-	if (what == 0 && send(c->far, block, 1 + fuzz_take16(in), MSG_NOSIGNAL) < 0)
-		return;
-	if (what == 1 && recv(c->far, block, sizeof(block), 0) < 0)
-		return;
+	if (what == 0)
+		client_talks(c, 1 + fuzz_take16(in));
+	if (what == 1)
+		client_reads(c);
 	if (what == 2)
 		shutdown(c->far, SHUT_WR);
 	if (what == 3)
@@ -457,6 +568,53 @@ static void step_fill(struct fuzz_input *in)
 		*to++ = fuzz_take(in);
 }
 
+/* The device is through with what the driver gave it to send. */
+static bool all_sent(void)
+{
+	const uint16_t *used = (uint16_t *)(memory + RINGS + RING_STRIDE + USED);
+
+	return used[1] == added[1];
+}
+
+/* The guest's server says something, as a relay does: the reply, then frames. */
+static void step_say(struct fuzz_input *in)
+{
+	struct client *c = &clients[fuzz_take(in) % CONNS];
+	unsigned slot = fuzz_take(in), what = fuzz_take(in);
+	uint32_t len = (uint32_t)fuzz_take(in) << (what & 3), mark = what & 8 ? UINT32_MAX : 0;
+	uint8_t *begin = memory + buffer(1, slot) + VSOCK_PACKET_HEADER, *at = begin;
+	bool forward = c == &clients[1];
+
+	turn(1);
+	if (!all_sent())
+		return;		/* the buffer may be in use */
+	if (forward && !c->said_prologue) {
+		memset(at, 0, 8);
+		at += 8;
+		c->said_prologue = true;
+	}
+	if (forward && c->framed && len) {
+		memcpy(at, &(uint32_t){ htonl(len) }, 4);
+		at += 4;
+	}
+	memcpy(at, numbers + c->guest_next, len);
+	at += len;
+	c->guest_next = (uint8_t)(c->guest_next + len);
+	if (forward && c->framed && what & 4) {
+		memcpy(at, &mark, 4);
+		at += 4;
+		if (mark) {	/* what comes is the next client's */
+			c->said_prologue = false;
+			c->guest_next = 0;
+		}
+	}
+	packet(&(struct vsock_packet){ .src_cid = CID, .dst_cid = 2, .src_port = 1000 + (uint32_t)(c - clients),
+				       .dst_port = c->host_port, .type = 1, .op = VSOCK_OP_RW,
+				       .len = (uint32_t)(at - begin), .buf_alloc = 65536 },
+	       slot);
+	turn(1);
+}
+
 static void step_turn(struct fuzz_input *in)
 {
 	turn(1 + (fuzz_take(in) & 3));
@@ -464,7 +622,7 @@ static void step_turn(struct fuzz_input *in)
 
 static void (*const steps[])(struct fuzz_input *in) = { step_describe, step_offer, step_jump, step_packet,
 							step_machine,  step_client, step_turn, step_fill,
-							step_dial,     step_time,  step_refill };
+							step_dial,     step_time,  step_refill, step_say };
 
 /* Whatever came: with nobody offering anything more, the device comes to rest. */
 static void come_to_rest(void)
@@ -480,11 +638,12 @@ static void come_to_rest(void)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
 	struct fuzz_input in = { data, len };
-	unsigned bits = fuzz_take(&in);
+	unsigned bits = fuzz_take(&in), turns = 0;
 	struct vsock_stats st;
 
 	fuzz_note_descriptors();
 	in_pieces = bits & 32;
+	rx_in_disorder = tx_in_disorder = false;
 	boot(1ull << 32 | 1ull << 30 | (uint64_t)(bits & 3) << 28);
 	for (unsigned i = 0; i < CONNS; i++) {
 		clients[i].lazy = bits >> 2 >> i & 1;
@@ -494,8 +653,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	for (unsigned i = 0; in.len && i < STEPS_MAX; i++)
 		steps[fuzz_take(&in) % ARRAY_SIZE(steps)](&in);
 	come_to_rest();
+	take_received(false);
 	close(qemu);
 	do {
+		assert(turns++ < 1000);
 		turn(4);
 		vsock_get_stats(device, &st);
 	} while (vsock_is_up(device) || st.connections);
@@ -514,7 +675,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
 void fuzz_seeds(void)
 {
-	enum { DESC, OFFER, JUMP, PACKET, MACHINE, CLIENT, TURN, FILL, DIAL, TIME, REFILL };	/* as in steps */
+	enum { DESC, OFFER, JUMP, PACKET, MACHINE, CLIENT, TURN, FILL, DIAL, TIME, REFILL, SAY };	/* as in steps */
 	static const uint8_t seeds[][96] = {
 		/* bytes both ways */
 		{ 3, PACKET, 0, 0, 5, 100, 0, 0, 0, 0, 3, TURN, 1, CLIENT, 0, 0, 200, 1, TURN, 3, REFILL, 1 },
@@ -569,6 +730,10 @@ void fuzz_seeds(void)
 		{ 3, FILL, 3, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, CLIENT, 1, 2, TURN, 1,
 		  PACKET, 1, 0, 5, 12, 0, 0, 9, 0, 3, TURN, 1, FILL, 4, 0, 4, 255, 255, 255, 255,
 		  PACKET, 1, 0, 5, 4, 0, 0, 9, 0, 4, TURN, 1, CLIENT, 1, 0, 9, 0, TURN, 1 },
+		/* a question and its answer; more than fits in; both end, and the next client has it */
+		{ 3, CLIENT, 1, 0, 8, 0, TURN, 1, SAY, 1, 0, 0, 9, CLIENT, 1, 1, REFILL, 1, CLIENT, 1, 0, 0, 200, TURN, 3, REFILL, 1,
+		  TURN, 3, REFILL, 1, SAY, 1, 1, 3, 200, SAY, 0, 2, 3, 90, CLIENT, 1, 1, CLIENT, 0, 1, CLIENT, 1, 2, TURN, 1,
+		  REFILL, 1, SAY, 1, 3, 4, 5, SAY, 1, 4, 12, 0, TURN, 1, CLIENT, 1, 0, 9, 0, TURN, 1, SAY, 1, 5, 0, 7, CLIENT, 1, 1 },
 		{ 3, MACHINE, 3, 0, TURN, 1, MACHINE, 3, 2, MACHINE, 5, 2, MACHINE, 0, 0, MACHINE, 6, 0 },
 	};
 	struct vsock_options opts = { .loop = &loop, .guest_cid = CID,
@@ -578,6 +743,8 @@ void fuzz_seeds(void)
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	signal(SIGPIPE, SIG_IGN);
+	for (size_t i = 0; i < sizeof(numbers); i++)
+		numbers[i] = (uint8_t)i;
 	for (size_t i = 0; i < ARRAY_SIZE(seeds); i++)
 		fuzz_seed_add_steps(seeds[i], sizeof(seeds[i]));
 	for (unsigned i = 0; i < CONNS; i++)
