@@ -8,7 +8,9 @@
  * a reset both ways, and so does a lost link, so that half a transfer never
  * looks whole. Reading stops while the stream or the socket cannot take more:
  * what one tunnel holds is bounded by the stream's 256 KiB, by one host message
- * towards the socket, and by a number of tunnels.
+ * towards the socket, and by a number of tunnels. Towards the host all tunnels
+ * together hold about 128 MiB at most: from half of that on each has one small read
+ * under way and no more.
  *
  * UDP: one connected socket per client, so that replies come back to the right
  * one. Datagrams up to 65,507 bytes whole, empty ones too; what a full socket

@@ -9,7 +9,10 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
-enum { KEEPALIVE_S = 60 };
+enum {
+	KEEPALIVE_S = 60,
+	CROWDED_READ = 4096,	/* times TUNNEL_MAX it is 64 MiB once more */
+};
 
 /* Owner: the tunnels list. Alive until its handles are closed.
  *
@@ -157,6 +160,8 @@ static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
 	struct tcp *t = h->data;
 
 	tunnel_read_buffer(t->base.owner, buf);
+	if (t->stream && guest_stream_crowded(t->stream))
+		buf->len = CROWDED_READ;
 }
 
 static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)

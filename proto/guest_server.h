@@ -74,6 +74,9 @@ void guest_stream_opened(struct guest_stream *s);
 void guest_stream_refused(struct guest_stream *s, int code);
 /* As guest_tunnel_write(): takes @data, false when too much waits. */
 bool guest_stream_write(struct guest_stream *s, uint8_t *data, size_t len);
+/* What waits in all streams together is much (64 MiB): hand over little at a time, one
+ * write and then none until `writable`. */
+bool guest_stream_crowded(const struct guest_stream *s);
 void guest_stream_eof(struct guest_stream *s);
 void guest_stream_pause(struct guest_stream *s);
 void guest_stream_resume(struct guest_stream *s);

@@ -47,6 +47,7 @@ struct guest_server {	/* owner: the caller of new until close, then itself */
 	struct event_listener *listeners;
 	struct guest_stream *streams;
 	unsigned stream_count;
+	size_t queued_bytes;		/* that wait in all streams together */
 	unsigned calls;			/* plain calls under way */
 
 	bool closing;

@@ -255,6 +255,7 @@ void server_tunnel(struct guest_server *s, grpc_call *call)
 
 	st->server = s;
 	tunnel_io_init(&st->io, &io_ops, s->rpc, call);
+	st->io.all_queued = &s->queued_bytes;
 	rpc_tag_init(&st->close_tag, on_call_over);
 	st->next = s->streams;
 	st->pprev = &s->streams;
@@ -313,6 +314,11 @@ void guest_stream_refused(struct guest_stream *st, int code)
 bool guest_stream_write(struct guest_stream *st, uint8_t *data, size_t len)
 {
 	return tunnel_io_write(&st->io, data, len);
+}
+
+bool guest_stream_crowded(const struct guest_stream *st)
+{
+	return tunnel_io_crowded(&st->io);
 }
 
 void guest_stream_eof(struct guest_stream *st)

@@ -52,6 +52,18 @@ bool tunnel_io_idle(const struct tunnel_io *io)
 	return !io->send_tag.busy && !io->recv_tag.busy && !io->resume_posted && io->nested == 0;
 }
 
+static void count_queued(struct tunnel_io *io, size_t more, size_t less)
+{
+	io->queued_bytes += more - less;
+	if (io->all_queued)
+		*io->all_queued += more - less;
+}
+
+bool tunnel_io_crowded(const struct tunnel_io *io)
+{
+	return io->all_queued && *io->all_queued > TUNNEL_ALL_HIGH;
+}
+
 static void drop_queue(struct tunnel_io *io)
 {
 	while (io->send_head) {
@@ -59,7 +71,7 @@ static void drop_queue(struct tunnel_io *io)
 
 		io->send_head = item->next;
 		grpc_byte_buffer_destroy(item->message);
-		io->queued_bytes -= item->len;
+		count_queued(io, 0, item->len);
 		free(item);
 	}
 	io->send_tail = &io->send_head;
@@ -126,7 +138,7 @@ static void on_sent(struct rpc_tag *tag, bool ok)
 	if (io->sending)
 		grpc_byte_buffer_destroy(io->sending);
 	io->sending = NULL;
-	io->queued_bytes -= io->sending_len;
+	count_queued(io, 0, io->sending_len);
 	io->sending_len = 0;
 	if (!ok) {	/* the call is over; how it ended is told by other means */
 		io->send_failed = true;
@@ -152,7 +164,7 @@ static void queue_message(struct tunnel_io *io, grpc_slice *slices, size_t n, si
 		grpc_slice_unref(slices[i]);
 	*io->send_tail = item;
 	io->send_tail = &item->next;
-	io->queued_bytes += len;
+	count_queued(io, len, 0);
 }
 
 static bool can_send(const struct tunnel_io *io)
@@ -168,8 +180,10 @@ bool tunnel_io_write(struct tunnel_io *io, uint8_t *data, size_t len)
 		free(data);
 		return true;
 	}
-	if (io->udp && io->queued_bytes > TUNNEL_QUEUE_HIGH) {	/* as a full socket does */
+	/* as a full socket does */
+	if (io->udp && io->queued_bytes > (size_t)(tunnel_io_crowded(io) ? 0 : TUNNEL_QUEUE_HIGH)) {
 		free(data);
+		io->want_writable = true;
 		return false;
 	}
 	if (len <= COPY_MAX) {
@@ -195,7 +209,7 @@ bool tunnel_io_write(struct tunnel_io *io, uint8_t *data, size_t len)
 		grpc_slice_unref(whole);
 	}
 	send_next(io);
-	if (io->queued_bytes <= TUNNEL_QUEUE_HIGH)
+	if (io->queued_bytes <= TUNNEL_QUEUE_HIGH && !tunnel_io_crowded(io))
 		return true;
 	io->want_writable = true;
 	return false;

@@ -26,6 +26,8 @@ enum {
 	TUNNEL_QUEUE_HIGH = 256 << 10,	/* more than this waits: stop writing */
 	TUNNEL_QUEUE_LOW = 128 << 10,	/* less again: `writable` */
 	TUNNEL_CHUNK_MAX = 256 << 10,	/* data bytes of one message we send */
+	TUNNEL_ALL_HIGH = 64 << 20,	/* more than this waits in all tunnels of a server:
+					 * each stops after each message */
 };
 
 struct tunnel_io;
@@ -62,6 +64,7 @@ struct tunnel_io {
 	grpc_byte_buffer *sending;	/* in gRPC's hands */
 	size_t sending_len;
 	size_t queued_bytes;		/* in the queue and in `sending` */
+	size_t *all_queued;		/* the sum of all tunnels'; NULL: not counted */
 	bool headers_sent;
 	bool finish_wanted;		/* `finish` goes with the last message */
 	bool finished;			/* … and was handed to gRPC */
@@ -95,9 +98,11 @@ void tunnel_io_receive(struct tunnel_io *io);
 void tunnel_io_pause(struct tunnel_io *io);
 void tunnel_io_resume(struct tunnel_io *io);
 
-/* Takes @data. False when more than TUNNEL_QUEUE_HIGH waits. Dropped silently
- * after finish or failure. */
+/* Takes @data. False when more than TUNNEL_QUEUE_HIGH waits, or anything while the
+ * tunnels are crowded. Dropped silently after finish or failure. */
 bool tunnel_io_write(struct tunnel_io *io, uint8_t *data, size_t len);
+/* All tunnels together hold more than TUNNEL_ALL_HIGH. */
+bool tunnel_io_crowded(const struct tunnel_io *io);
 /* A message without data. */
 void tunnel_io_send(struct tunnel_io *io, const struct tunnel_head *head);
 /* Only the initial metadata, if nothing was sent so far. */

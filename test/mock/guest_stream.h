@@ -17,6 +17,7 @@ struct guest_stream {
 	size_t last_len;
 	size_t accept_max;		/* writes return false from here on; 0: never */
 	bool opened, eof, ended, paused;
+	bool crowded;
 	int refused, reset;		/* codes, 0: not */
 };
 
@@ -46,6 +47,11 @@ bool guest_stream_write(struct guest_stream *s, uint8_t *data, size_t len)
 	s->messages++;
 	free(data);
 	return !s->accept_max || s->got.len < s->accept_max;
+}
+
+bool guest_stream_crowded(const struct guest_stream *s)
+{
+	return s->crowded;
 }
 
 void guest_stream_eof(struct guest_stream *s)

@@ -84,10 +84,12 @@ static void far_send_source(struct far_stream *f)
 	bool room = true;
 
 	while (f->to_send > 0 && room) {
-		size_t n = (size_t)MIN(f->to_send, (uint64_t)65536);
+		size_t at_once = guest_stream_crowded(f->stream) ? 4096 : 65536;
+		size_t n = (size_t)MIN(f->to_send, (uint64_t)at_once);
 
 		room = guest_stream_write(f->stream, pattern_make(f->count, n), n);
 		f->count += n;
+		f->w->far_written += n;
 		f->to_send -= n;
 		if (f->to_send == 0)
 			guest_stream_eof(f->stream);

@@ -39,6 +39,7 @@ struct world {
 	uint64_t source_bytes;
 	unsigned far_open, far_total;	/* streams on the guest's side */
 	unsigned far_resets;
+	uint64_t far_written;		/* by sources, all together */
 	int far_last_end;
 	struct far_stream *far_streams;
 	Event *snapshot;	/* what listeners get first; owner: the test */

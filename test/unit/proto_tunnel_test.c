@@ -198,6 +198,40 @@ static void test_tunnel_stalled_reader_holds_up_nobody(void **state)
 	}
 }
 
+/* A crowd of clients that read nothing: what waits for all of them is bounded as well,
+ * and each gets all of it when it reads. */
+static void test_tunnel_stalled_crowd_is_bounded(void **state)
+{
+	enum { N = 1200, PIPE = 100 << 10 };	/* HTTP/2 has a window for each */
+	struct world *w = *state;
+	scoped_free struct app *apps = xcalloc(N, sizeof(*apps));
+	uint64_t before, until;
+
+	w->source_bytes = 400 << 10;
+	for (int i = 0; i < N; i++) {
+		apps[i].check = true;
+		app_start(&apps[i], w, IPPROTO_TCP, FAR_SOURCE);
+		guest_tunnel_pause(apps[i].tunnel);
+	}
+	WORLD_WAIT(w, w->far_total == N);
+	do {	/* until nothing moves */
+		before = w->far_written;
+		until = clock_mono_ms() + 300;
+		WORLD_WAIT(w, clock_mono_ms() > until);
+	} while (w->far_written > before);
+	print_message("held for %d: %llu MiB\n", N, (unsigned long long)w->far_written >> 20);
+	assert_true(w->far_written < 80 * MIB + (uint64_t)N * PIPE);
+	for (int i = 0; i < N; i++) {
+		guest_tunnel_resume(apps[i].tunnel);
+		guest_tunnel_eof(apps[i].tunnel);
+	}
+	for (int i = 0; i < N; i++) {
+		WORLD_WAIT(w, apps[i].closed);
+		assert_int_equal(apps[i].received, w->source_bytes);
+		assert_false(apps[i].corrupt);
+	}
+}
+
 /* The far end takes nothing: what we hold for it is bounded. */
 static void test_tunnel_stalled_guest_bounds_the_sender(void **state)
 {
@@ -382,6 +416,8 @@ int main(void)
 		BOTH(test_tunnel_open_ones_end_when_link_breaks),
 		cmocka_unit_test_setup_teardown(test_tunnel_guest_half_close_keeps_upload,
 						set_up_kinds, tear_down),
+		cmocka_unit_test_setup_teardown(test_tunnel_stalled_crowd_is_bounded, set_up_kinds,
+						tear_down),
 		cmocka_unit_test_setup_teardown(test_tunnel_slow_connect_is_probed, set_up_kinds,
 						tear_down),
 		cmocka_unit_test(test_tunnel_small_messages_stay_whole),

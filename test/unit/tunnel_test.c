@@ -471,6 +471,26 @@ static void test_tcp_host_is_slow(void **state)
 	fixture_stop(&f);
 }
 
+/* Little at a time while all streams together hold much. */
+static void test_tcp_reads_little_in_a_crowd(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { .crowded = true };
+	scoped_free uint8_t *data = pattern(100000);
+	scoped_fd int fd = -1;
+
+	fixture_start(&f);
+	fd = open_tcp(&f, &s);
+	server_send(&f, fd, data, 100000);
+	wait_for(&f, s.got.len == 100000);
+	assert_memory_equal(s.got.data, data, 100000);
+	assert_true(s.messages >= 100000 / 4096);
+	mock_stream_end(&s, -ECONNRESET);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	buf_done(&s.got);
+	fixture_stop(&f);
+}
+
 /* The server takes little: the stream is paused, one message is held. */
 static void test_tcp_server_is_slow(void **state)
 {
@@ -755,6 +775,7 @@ int main(void)
 		cmocka_unit_test(test_tcp_both_ends_are_idle),
 		cmocka_unit_test(test_tcp_refused),
 		cmocka_unit_test(test_tcp_host_is_slow),
+		cmocka_unit_test(test_tcp_reads_little_in_a_crowd),
 		cmocka_unit_test(test_tcp_server_is_slow),
 		cmocka_unit_test(test_tcp_ends_while_connecting),
 		cmocka_unit_test(test_tcp_wildcard),
