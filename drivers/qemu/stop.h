@@ -1,6 +1,6 @@
 /* stop.h - ending a running VM, from polite to certain
  *
- *   powerdown   the ACPI power button; pressed again every 5 s, because a guest
+ *   powerdown   the ACPI power button; pressed again every second, because a guest
  *               that still boots loses the press (nobody listens yet). One that
  *               stands still is let run first, if it may: run_state.h
  *   quit        QMP: QEMU ends, disks flushed, the guest is cut off
