@@ -45,9 +45,9 @@ enum {
 
 struct relay_options {		/* 0: the default */
 	/* Fewer where RLIMIT_NOFILE allows fewer. One more closes the one that is idle for
-	 * longest, or, when that is not long or there is none, itself. Idle ones have no limit of their own: the host gives clients
-	 * to them and closes what it has too many of, and what it has just said to one is
-	 * not here yet. */
+	 * longest, or, when that is not long or there is none, itself. Idle ones have no limit
+	 * of their own: the host gives clients to them and closes what it has too many of, and
+	 * what it has just said to one is not here yet. */
 	unsigned connections_max;
 	/* Adds to where a connection may go besides the address itself, in front or
 	 * behind. On the relay's thread. NULL: nowhere else. */
