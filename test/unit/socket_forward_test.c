@@ -293,17 +293,24 @@ static void test_socket_forward_reverse_is_made_though_it_was_left(void **state)
 	end_known();
 }
 
+/* The master was asked for a socket, and has not answered. */
+static void start_asking_slowly(struct world *w)
+{
+	struct config_port_forward rule = from_socket("/tmp/r.sock", in_dir("r.sock"));
+
+	touch("slow");
+	start(w);
+	socket_forwards_set_master(w->s, true);
+	add(w, 1, &rule);
+	assert_true(until(w, DEADLINE_MS, log_has, "forward -R"));
+}
+
 /* The master did what it was asked for, after we had stopped waiting. */
 static void test_socket_forward_reverse_is_made_though_it_came_late(void **state)
 {
-	struct config_port_forward rule = from_socket("/tmp/r.sock", in_dir("r.sock"));
 	struct world w;
 
-	touch("slow");
-	start(&w);
-	socket_forwards_set_master(w.s, true);
-	add(&w, 1, &rule);
-	assert_true(until(&w, DEADLINE_MS, log_has, "forward -R"));
+	start_asking_slowly(&w);
 	assert_true(wait_event(&w, "failed unix /tmp/r.sock"));
 	unlink(in_dir("slow"));
 	assert_true(wait_event(&w, "forwarding unix /tmp/r.sock"));
@@ -315,14 +322,9 @@ static void test_socket_forward_reverse_is_made_though_it_came_late(void **state
 /* … and after its rule was removed. */
 static void test_socket_forward_removed_while_it_comes_late(void **state)
 {
-	struct config_port_forward rule = from_socket("/tmp/r.sock", in_dir("r.sock"));
 	struct world w;
 
-	touch("slow");
-	start(&w);
-	socket_forwards_set_master(w.s, true);
-	add(&w, 1, &rule);
-	assert_true(until(&w, DEADLINE_MS, log_has, "forward -R"));
+	start_asking_slowly(&w);
 	w.ops.remove(w.ops.arg, 1);
 	assert_true(until(&w, DEADLINE_MS, list_is_empty, NULL));
 	unlink(in_dir("slow"));
