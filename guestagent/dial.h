@@ -9,7 +9,8 @@
 enum {
 	DIAL_MAX = 4,		/* two of the text, two of ports_nat_dial() */
 	/* How long an address may be silent: one with others behind it, which are tried
-	 * then, and the last. A busy server: SYN goes again after 1, 3, 7, 15 s. */
+	 * then, and the last. A busy server: SYN goes again after 1, 3, 7, 15 s. When those
+	 * behind refuse, the first that was silent is the last. */
 	DIAL_NEXT_MS = 3 * 1000,
 	DIAL_LAST_MS = 20 * 1000,
 	DIAL_HOST_WAITS_MS = 30 * 1000,	/* forward.h, open_wait_ms */

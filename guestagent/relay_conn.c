@@ -78,9 +78,11 @@ static void on_write_failed(struct relay_conn *c, struct relay_end *to)
 		c->state = RELAY_DRAINING;
 }
 
-/* As much as there is room for; *ret_code: the errno that ended it, or 0. A vsock wants
- * its packet of up to 64 KiB in one piece of memory, and fails where the guest's memory
- * has none of that size (Linux 6.1, virtio_transport_alloc_pkt()). Single pages there are. */
+/* As much as there is room for; *ret_code: the errno that ended it, or 0 when all went.
+ * A vsock wants its packet of up to 64 KiB in one piece of memory, and fails where the
+ * guest's memory has none of that size (Linux 6.1, virtio_transport_alloc_pkt()). Single
+ * pages there are. Less than was asked for says nothing: a vsock that sent one packet
+ * hides that there was no memory for the next. So it is asked until it says why. */
 static size_t send_now(int fd, const uint8_t *data, size_t len, int *ret_code)
 {
 	enum { PAGE = 4096 };
@@ -95,11 +97,11 @@ static size_t send_now(int fd, const uint8_t *data, size_t len, int *ret_code)
 			piece = PAGE;
 			continue;
 		}
-		if (n < 0)
+		if (n < 0) {
 			*ret_code = errno;
-		sent += n < 0 ? 0 : (size_t)n;
-		if (n < (ssize_t)ask)
 			break;
+		}
+		sent += (size_t)n;
 	}
 	return sent;
 }
@@ -318,6 +320,19 @@ static int dial_next(struct relay_conn *c, const struct dial *to, const uint8_t 
 	return rc;
 }
 
+/* The others refuse: the one that was silent has the rest of the time. Once. */
+static bool dial_back(struct relay_conn *c, struct dial *to)
+{
+	if (c->dialled < to->len)
+		return true;
+	if (!c->silent || c->silent > to->len)
+		return false;
+	to->len = c->silent;
+	c->dialled = c->silent - 1;
+	c->silent = DIAL_MAX + 1;
+	return true;
+}
+
 /* Goes through the addresses that are left. @data: the client's first bytes, which
  * are kept as the server's pending ones where they could not be written. */
 static void dial(struct relay_conn *c, int last, const uint8_t *data, size_t len)
@@ -328,7 +343,7 @@ static void dial(struct relay_conn *c, int last, const uint8_t *data, size_t len
 
 	dial_from_bytes(c->hello.ip, ntohs(c->hello.port), &to);
 	relay_dial_more(c->relay, &to);
-	while (c->dialled < to.len) {
+	while (dial_back(c, &to)) {
 		last = dial_next(c, &to, data, len, &written);
 		if (last != 0 && last != -EINPROGRESS)
 			continue;
@@ -674,8 +689,11 @@ void relay_conn_timeout(struct relay_conn *c)
 {
 	switch (c->wait) {
 	case RELAY_WAIT_HELLO: relay_conn_reset(c); break;
-	case RELAY_WAIT_CONNECT:
-	case RELAY_WAIT_CONNECT_OR_NEXT: dial_on(c, -ETIMEDOUT); break;
+	case RELAY_WAIT_CONNECT: refuse(c, ETIMEDOUT); break;
+	case RELAY_WAIT_CONNECT_OR_NEXT:
+		c->silent = c->silent ? c->silent : c->dialled;
+		dial_on(c, -ETIMEDOUT);
+		break;
 	case RELAY_WAIT_REPLY: send_reply(c); break;
 	case RELAY_WAIT_MEMORY: try_memory_again(c); break;
 	default: assert(0);

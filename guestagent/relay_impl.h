@@ -61,6 +61,7 @@ struct relay_conn {
 	uint16_t held;		/* bytes in the host's queue that were passed on: relay_host.h */
 	bool queued;		/* in `busy` */
 	uint8_t dialled;	/* addresses tried */
+	uint8_t silent;		/* the first that had to give way, counted from 1; 0: none yet */
 	uint8_t starved;	/* times in a row that there was no memory for a byte */
 	uint8_t hello_len;
 	uint8_t frame_have, frame_head[RELAY_FRAME_HEAD];	/* of the host's next frame */

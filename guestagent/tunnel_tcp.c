@@ -29,6 +29,7 @@ struct tcp {
 	uv_shutdown_t shutdown;
 	struct dial to;
 	unsigned tried;			/* addresses of `to` */
+	unsigned silent;		/* the first that had to give way, from 1; 0: none */
 	unsigned handles;		/* not yet closed */
 	unsigned writes;		/* uv_write()s in flight */
 	bool sock_made;
@@ -311,9 +312,14 @@ static void on_retry_closed(uv_handle_t *h)
 
 static void on_connect_failed(struct tcp *t, int code)
 {
-	if (t->tried == t->to.len) {
+	if (t->tried == t->to.len && (!t->silent || code == -ETIMEDOUT)) {
 		refuse(t, code);
 		return;
+	}
+	if (t->tried == t->to.len) {	/* the others refuse: it has the rest of the time */
+		t->to.len = t->silent;
+		t->tried = t->silent - 1;
+		t->silent = 0;
 	}
 	uv_timer_stop(&t->timer);
 	t->sock_made = false;	/* tcp_close() leaves it alone from here on */
@@ -343,7 +349,11 @@ static void on_connected(uv_connect_t *req, int status)
 
 static void on_connect_timeout(uv_timer_t *timer)
 {
-	on_connect_failed(timer->data, -ETIMEDOUT);
+	struct tcp *t = timer->data;
+
+	if (!t->silent && t->tried < t->to.len)
+		t->silent = t->tried;
+	on_connect_failed(t, -ETIMEDOUT);
 }
 
 static void try_connect(struct tcp *t)

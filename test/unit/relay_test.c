@@ -356,6 +356,34 @@ static void put_in_front(void *arg, struct dial *d)
 	d->addrs[0].in.sin_port = silent->port;
 }
 
+/* It was busy, not gone: those behind it refuse. */
+static void test_relay_silent_address_is_tried_again(void **state)
+{
+	int keep[2], host, conn;
+	struct server silent = server_silent(keep), gone = server_start(AF_INET);
+	struct relay_options opts = { .dial_more = put_in_front, .arg = &silent };
+	struct relay_hello h = hello_to(&gone);
+	struct error err = ERROR_NONE;
+	struct relay *r;
+
+	close(gone.fd);
+	assert_int_equal(relay_new(&opts, &r, &err), 0);
+	host = host_connect(r);
+	send_all(host, &h, sizeof(h));
+	host_say(host, "hello", 5);
+	assert_int_equal(poll(&(struct pollfd){ .fd = host, .events = POLLIN }, 1,
+			      DIAL_NEXT_MS + 500), 0);
+	close(server_accept(&silent));	/* who kept it busy */
+	conn = server_accept(&silent);
+	expect(conn, "hello");
+	expect_reply(host, 0);
+	close(conn);
+	close(host);
+	relay_stop(r);
+	close(keep[0]);
+	close(keep[1]);
+}
+
 /* What one does not take another may; the client's first bytes go there. */
 static void test_relay_silent_address_gives_way(void **state)
 {
@@ -803,6 +831,7 @@ int main(void)
 		cmocka_unit_test(test_relay_reset_behind_pending_bytes),
 		cmocka_unit_test(test_relay_host_goes_away_while_the_server_sends),
 		cmocka_unit_test(test_relay_silent_address_gives_way),
+		cmocka_unit_test(test_relay_silent_address_is_tried_again),
 		cmocka_unit_test(test_relay_refused),
 		cmocka_unit_test(test_relay_hello_malformed),
 		cmocka_unit_test(test_relay_hello_in_pieces),

@@ -619,6 +619,35 @@ static void test_tcp_next_address_when_one_is_silent(void **state)
 	fixture_stop(&f);
 }
 
+static void test_tcp_silent_address_again_when_the_next_refuses(void **state)
+{
+	struct fixture f;
+	struct guest_stream s = { 0 };
+	char addr[64], full_addr[64];
+	scoped_fd int full = server_socket(SOCK_STREAM, full_addr);
+	scoped_fd int filler = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct dial to;
+	uint64_t silent_till_ms;
+
+	close(server_socket(SOCK_STREAM, addr));
+	assert_int_equal(dial_parse(full_addr, &to), 0);
+	silent = to.addrs[0];
+	listen(full, 0);
+	assert_int_equal(connect(filler, &silent.sa, sizeof(silent.in)), 0);
+	fixture_start(&f);
+	tunnels_set_more(f.tunnels, add_silent, NULL);
+	tunnels_open(f.tunnels, &s, IPPROTO_TCP, addr);
+	silent_till_ms = clock_mono_ms() + DIAL_NEXT_MS + 500;
+	wait_for(&f, clock_mono_ms() >= silent_till_ms);
+	assert_int_equal(s.refused, 0);
+	close(accept(full, NULL, NULL));	/* who kept it busy */
+	wait_for(&f, s.opened || s.refused);
+	assert_int_equal(s.refused, 0);
+	mock_stream_end(&s, 0);
+	wait_for(&f, tunnels_count(f.tunnels) == 0);
+	fixture_stop(&f);
+}
+
 /* --- UDP ------------------------------------------------------------------ */
 
 static void test_udp_sizes_both_ways(void **state)
@@ -781,6 +810,7 @@ int main(void)
 		cmocka_unit_test(test_tcp_wildcard),
 		cmocka_unit_test(test_tcp_next_address_when_one_fails_at_once),
 		cmocka_unit_test(test_tcp_next_address_when_one_is_silent),
+		cmocka_unit_test(test_tcp_silent_address_again_when_the_next_refuses),
 		cmocka_unit_test(test_udp_sizes_both_ways),
 		cmocka_unit_test(test_udp_nobody_there),
 		cmocka_unit_test(test_udp_server_goes_away),
