@@ -645,7 +645,7 @@ static void begin_stop(struct qemu_vm *vm, bool force)
 
 void vm_snapshot_is_over(struct qemu_vm *vm)
 {
-	if (vm->stop_waits && !vm->snapshot.unsettled && !vm->closing && vm->process)
+	if (vm->stop_waits && !vm_snapshot_changes(vm) && !vm->closing && vm->process)
 		begin_stop(vm, false);
 }
 
