@@ -32,6 +32,7 @@ struct item {		/* owner: the list */
 	TAILQ_ENTRY(item) next;
 	unsigned rule_id;
 	bool removed;		/* taken down, then freed */
+	bool may_come;		/* asked for, and given up before it was answered */
 	bool cleared;		/* CLEARING was tried since it was up, or asked for in vain */
 	char *guest, *host;	/* paths */
 	char *ours;		/* where ssh goes in the host's place */
@@ -234,6 +235,7 @@ static void on_done(void *arg, const struct child_result *r)
 		item_free(s, i);
 	} else if (i->state == ITEM_CLEARING) {	/* or it was not the master's */
 		i->state = ITEM_IDLE;
+		i->may_come = false;
 	} else if (r->exit_code != 0) {
 		request_error(r, i->state == ITEM_PREPARING ? "remove the old one in the guest" :
 							      "ssh refuses the forward", &err);
@@ -251,8 +253,10 @@ static void on_deadline(struct socket_forwards *s)
 {
 	struct child_result r = { .exit_code = 255 };
 
-	if (s->current->state == ITEM_ASKING)
-		s->current->cleared = false;	/* it may come to do it */
+	if (s->current->state == ITEM_ASKING) {
+		s->current->may_come = true;
+		s->current->cleared = false;
+	}
 	on_done(s, &r);
 }
 
@@ -268,6 +272,12 @@ static void on_timer(uv_timer_t *t)
 		work_on(s);
 }
 
+/* For all that is known the master has it. */
+static bool is_set_up(const struct item *i)
+{
+	return i->state == ITEM_UP || i->may_come;
+}
+
 /* What was removed while nothing could be asked. */
 static void drop_removed(struct socket_forwards *s)
 {
@@ -275,14 +285,14 @@ static void drop_removed(struct socket_forwards *s)
 
 	for (i = TAILQ_FIRST(&s->items); i; i = next) {
 		next = TAILQ_NEXT(i, next);
-		if (i->removed && i != s->current && (!s->master || i->state != ITEM_UP))
+		if (i->removed && i != s->current && (!s->master || !is_set_up(i)))
 			item_free(s, i);
 	}
 }
 
 static bool needs_work(const struct item *i, uint64_t now)
 {
-	return i->state == ITEM_IDLE || (i->state == ITEM_UP && i->removed) ||
+	return i->state == ITEM_IDLE || (is_set_up(i) && i->removed) ||
 	       (i->state == ITEM_FAILED && i->retry_at <= now);
 }
 
@@ -350,7 +360,7 @@ void socket_forwards_set_master(struct socket_forwards *s, bool up)
 		if (!up && i->told_up)
 			tell(s, i, FORWARD_STOPPING);
 		i->state = ITEM_IDLE;
-		i->cleared = false;
+		i->cleared = i->may_come = false;
 		i->retry_ms = 0;
 	}
 	work_soon(s);
@@ -367,6 +377,9 @@ static int add(void *arg, unsigned id, const struct config_port_forward *rule, s
 
 	if (strpbrk(rule->guest_socket, RULE_NOT_FOR_SSH))
 		return error_set(err, -EINVAL, RULE_NOT_FOR_SSH_WHY);
+	if (strpbrk(ours, RULE_NOT_FOR_SSH))
+		return error_set(err, -EINVAL, "`%s` cannot be said to ssh: choose another LIMA_HOME",
+				 ours);
 	if (reverse_new(s->listeners, ours, rule->host_socket, &listener, err) < 0)
 		return err->code;
 	i = xnew(struct item);

@@ -334,6 +334,25 @@ static void test_socket_forward_removed_while_it_comes_late(void **state)
 	end_known();
 }
 
+static bool is_not_known(struct world *w, const void *arg)
+{
+	return !path_exists(in_dir("known"));
+}
+
+/* … between two tries of it. */
+static void test_socket_forward_removed_before_it_comes_late(void **state)
+{
+	struct world w;
+
+	start_asking_slowly(&w);
+	assert_true(wait_event(&w, "failed unix /tmp/r.sock"));
+	w.ops.remove(w.ops.arg, 1);
+	unlink(in_dir("slow"));
+	assert_true(until(&w, DEADLINE_MS, is_not_known, NULL));
+	stop(&w);
+	end_known();
+}
+
 static void test_socket_forward_refused_is_tried_again(void **state)
 {
 	struct config_port_forward rule = from_socket("/run/a.sock", in_dir("a.sock"));
@@ -436,6 +455,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_socket_forward_reverse_is_made_though_it_was_left),
 		cmocka_unit_test(test_socket_forward_reverse_is_made_though_it_came_late),
 		cmocka_unit_test(test_socket_forward_removed_while_it_comes_late),
+		cmocka_unit_test(test_socket_forward_removed_before_it_comes_late),
 		cmocka_unit_test(test_socket_forward_refused_is_tried_again),
 		cmocka_unit_test(test_socket_forward_removed),
 		cmocka_unit_test(test_socket_forward_closes_in_the_middle_of_a_request),
