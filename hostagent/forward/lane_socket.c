@@ -11,7 +11,8 @@
 enum {
 	SOCKET_BUFFER = 128 * 1024,
 	SOCKET_READS_PER_TURN = 8, /* then others have theirs */
-	SOCKET_RETRY_MS = 5,       /* a unix listener's queue is full */
+	SOCKET_RETRY_MS = 5,       /* a unix listener's queue is full; doubled each time … */
+	SOCKET_RETRY_MAX_MS = 160,
 };
 
 /* What was read and is written on at once; the loop has one thread. */
@@ -41,6 +42,7 @@ struct lane_conn { /* refs: handles; owner: the set until it is done */
 	socklen_t address_len;
 	uint64_t deadline_ms;
 	int failed_code;
+	unsigned retry_ms;
 	unsigned refs;
 	bool open, finished, silence_is_refusal, heard;
 	bool unwatchable; /* the client's idle handle has news all the time */
@@ -328,7 +330,9 @@ static void start_connect(struct lane_conn *c)
 	int rc = connect(guest->fd, (const struct sockaddr *)&c->address, c->address_len);
 
 	if (rc < 0 && errno == EAGAIN) { /* unix(7): the queue of the listener is full */
-		uv_timer_start(&c->timer, on_timer, SOCKET_RETRY_MS, 0);
+		c->retry_ms = c->retry_ms ? MIN(c->retry_ms * 2, (unsigned)SOCKET_RETRY_MAX_MS) :
+					    SOCKET_RETRY_MS;
+		uv_timer_start(&c->timer, on_timer, c->retry_ms, 0);
 	} else if (rc < 0 && errno != EINPROGRESS) {
 		c->deadline_ms = now; /* not inside the call that wants it */
 		uv_timer_start(&c->timer, on_timer, 0, 0);

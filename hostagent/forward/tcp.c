@@ -127,8 +127,7 @@ static bool has_more_time(const struct tcp_conn *c, uint64_t now)
 
 static void time_is_up(struct tcp_conn *c)
 {
-	const char *what = c->state == TCP_OPENING ? "no answer from the guest for" :
-						     "no way into the guest for";
+	const char *what = c->state == TCP_OPENING ? "no answer from" : "no way to";
 
 	log_warn_limited("forward: %s `%s` in %u s; client reset", what, c->target->guest_addr,
 			 conn_queue(c)->wait_ms / 1000 * (c->waits + 1));
@@ -252,14 +251,14 @@ static void on_closed(void *arg, const struct error *why)
 	assert(c->state == TCP_OPENING || c->state == TCP_RELAYING);
 	c->lane = NULL;
 	if (c->state == TCP_OPENING && lane_is_gone(why->code) && !client_is_gone(c)) {
-		log_debug("forward: %s lane to guest `%s`: %s", c->lane_name, c->target->guest_addr,
+		log_debug("forward: %s lane to `%s`: %s", c->lane_name, c->target->guest_addr,
 			  why->msg);
 		conn_count_try(c);
 		conn_dial(c); /* nothing was taken from the client yet */
 		return;
 	}
 	if (why->code != 0)
-		log_debug("forward: connection to guest `%s` ended: %s", c->target->guest_addr,
+		log_debug("forward: connection to `%s` ended: %s", c->target->guest_addr,
 			  why->msg);
 	if (c->state == TCP_OPENING) {
 		if (why->code != -ETIMEDOUT)
@@ -306,13 +305,14 @@ static void conn_dial(struct tcp_conn *c)
 		if (which != c->which)
 			c->tries = 0;
 		c->which = which;
+		c->waits = 0;
 		conn_set_state(c, TCP_DIALING);
 		if (start_relay(c, lane, &err) == 0) {
 			conn_set_state(c, TCP_OPENING);
 			return;
 		}
 		if (!lane_is_gone(err.code)) {
-			log_warn_limited("forward: cannot open a connection to guest `%s`: %s",
+			log_warn_limited("forward: cannot open a connection to `%s`: %s",
 					 c->target->guest_addr, err.msg);
 			c->target->refused++;
 			conn_abort(c);
@@ -321,7 +321,7 @@ static void conn_dial(struct tcp_conn *c)
 		c->tried |= 1u << which;
 	}
 	if (lanes->missing[c->target->lane_wanted]) {
-		log_warn_limited("forward: no way into the guest for `%s`: %s; client reset",
+		log_warn_limited("forward: no way to `%s`: %s; client reset",
 				 c->target->guest_addr, lanes->missing[c->target->lane_wanted]);
 		c->target->refused++;
 		conn_abort(c);
@@ -346,7 +346,7 @@ void tcp_conn_start(struct hub *hub, int fd, struct target *target)
 	target->connections_now++;
 	c->state = TCP_DIALING; /* in no queue yet */
 	if (set->n_conns > hub->limits.max_connections) {
-		log_warn_limited("forward: more than %u connections; one to guest `%s` is reset",
+		log_warn_limited("forward: more than %u connections; one to `%s` is reset",
 				 hub->limits.max_connections, target->guest_addr);
 		conn_abort(c);
 		return;
